@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: MIT
+/* The messages between the pool and those who command it. This is their only definition. */
+#ifndef CUDAPOOL_WIRE_MESSAGE_H
+#define CUDAPOOL_WIRE_MESSAGE_H
+
+#include <assert.h>
+#include <stdint.h>
+
+/*
+ * Transport: SOCK_SEQPACKET on a unix socket, so one send is one message and a truncated one is
+ * seen as such. Little endian, fixed widths, no padding that is not named. The kernel names the
+ * peer (SO_PEERCRED); nothing in a message is trusted for that.
+ *
+ * A connection starts with HELLO. Then any number of ACTIONs may be under way at once: each carries
+ * a request number that its RESULT repeats, and results come in the order in which they are ready.
+ *
+ * What a connection has locked or checkpointed is given back (restored, unlocked) when its owner
+ * dies, unless RELEASE said otherwise. The owner is the peer itself, or a parent of it that HELLO
+ * names: a cuda-checkpoint that CRIU executes is gone after each action, CRIU is not.
+ */
+
+#define CUDAPOOL_SOCKET_DEFAULT "/run/cudapool/cudapoold.sock"
+
+#define CUDAPOOL_WIRE_MAGIC 0x31575043u /* "CPW1" in memory */
+#define CUDAPOOL_WIRE_VERSION 1
+#define CUDAPOOL_WIRE_MAX 16384 /* bytes of the longest message, header included */
+
+#define CUDAPOOL_BUILD_LEN 48 /* bytes, NUL included: version and build id, for people */
+#define CUDAPOOL_TEXT_LEN 256 /* bytes, NUL included: one message for people, no newline */
+
+enum cudapool_msg_type {
+	CUDAPOOL_MSG_HELLO = 1,	  /* client: who it is, what it will do */
+	CUDAPOOL_MSG_WELCOME = 2, /* pool: how warm it is */
+	CUDAPOOL_MSG_ACTION = 3,  /* client: one checkpoint action on one process */
+	CUDAPOOL_MSG_RESULT = 4,  /* pool: how that action ended */
+	CUDAPOOL_MSG_RELEASE = 5, /* client: what becomes of what it holds; answered by DONE */
+	CUDAPOOL_MSG_STATUS = 6,  /* client: a bare header; answered by REPORT */
+	CUDAPOOL_MSG_REPORT = 7,  /* pool: one JSON document, the format is in pool/status.h */
+	CUDAPOOL_MSG_STOP = 8,	  /* client: end the pool; answered by DONE, refused while it holds anything */
+	CUDAPOOL_MSG_DONE = 9,	  /* pool: a bare header */
+	CUDAPOOL_MSG_ERROR = 10,  /* pool: the request was refused; the connection ends if it cannot be trusted any more */
+};
+
+struct cudapool_header {
+	uint32_t magic;	  /* CUDAPOOL_WIRE_MAGIC */
+	uint16_t version; /* CUDAPOOL_WIRE_VERSION; another one is answered with ERROR EPROTONOSUPPORT */
+	uint16_t type;	  /* enum cudapool_msg_type */
+	uint32_t length;  /* bytes of the whole message, this header included */
+	uint32_t request; /* chosen by the client, repeated in the answer */
+};
+static_assert(sizeof(struct cudapool_header) == 16, "wire format");
+
+enum cudapool_role {
+	CUDAPOOL_ROLE_TOOL = 0,	  /* cudapool status and the like: owns nothing */
+	CUDAPOOL_ROLE_PLUGIN = 1, /* CRIU's plugin, in CRIU itself */
+	CUDAPOOL_ROLE_DROPIN = 2, /* cuda-checkpoint, executed by CRIU or by a person */
+};
+
+enum cudapool_stage {
+	CUDAPOOL_STAGE_NONE = 0,
+	CUDAPOOL_STAGE_DUMP = 1,
+	CUDAPOOL_STAGE_RESTORE = 2,
+};
+
+struct cudapool_hello {
+	struct cudapool_header h;
+	uint32_t role;	    /* enum cudapool_role */
+	uint32_t stage;	    /* enum cudapool_stage */
+	int32_t owner_pid;  /* 0: the peer itself; else its parent, and the pool checks that it is */
+	uint32_t wait_ms;   /* how long WELCOME may be held back until the driver is warm; at most 60000 */
+	uint32_t parallel;  /* 1: the client will have several processes under way at once (CRIU_CUDA_PARALLEL_RESTORE) */
+	uint32_t streams;   /* CRIU_CUDA_STREAMS; 0: the pool's default */
+	uint32_t chunk_mb;  /* CRIU_CUDA_CHUNK_MB, MiB; 0: the pool's default */
+	uint32_t reserved;  /* 0 */
+	char build[CUDAPOOL_BUILD_LEN];
+};
+static_assert(sizeof(struct cudapool_hello) == 96, "wire format");
+
+enum cudapool_worker_state {
+	CUDAPOOL_WORKER_STARTING = 0, /* the driver is being initialised */
+	CUDAPOOL_WORKER_WARM = 1,     /* cuInit is done, and the contexts that were asked for exist */
+	CUDAPOOL_WORKER_FAILED = 2,   /* there is no usable driver; WELCOME's text says why */
+};
+
+struct cudapool_welcome {
+	struct cudapool_header h;
+	int32_t pool_pid;	   /* the keeper */
+	int32_t worker_pid;	   /* 0 while there is none */
+	uint32_t worker_state;	   /* enum cudapool_worker_state */
+	uint32_t worker_generation; /* grows by one with each worker; the first is 1 */
+	uint32_t driver_version;   /* as cuDriverGetVersion says, 13000 for 13.0; 0 unknown */
+	uint32_t device_count;
+	int32_t warm_device;	   /* ordinal of the warm context's device; -1 none */
+	uint32_t reserved;	   /* 0 */
+	uint64_t warm_context;	   /* the context's handle in the worker: a name for people and logs, of no use elsewhere; 0 none */
+	char build[CUDAPOOL_BUILD_LEN];
+	char text[CUDAPOOL_TEXT_LEN];
+};
+static_assert(sizeof(struct cudapool_welcome) == 360, "wire format");
+
+enum cudapool_op {
+	CUDAPOOL_OP_STATE = 1,	     /* value: enum cudapool_process_state */
+	CUDAPOOL_OP_RESTORE_TID = 2, /* value: the driver's restore thread */
+	CUDAPOOL_OP_LOCK = 3,	     /* timeout_ms: 0 waits as long as the pool's own limit */
+	CUDAPOOL_OP_CHECKPOINT = 4,
+	CUDAPOOL_OP_RESTORE = 5,
+	CUDAPOOL_OP_UNLOCK = 6,
+	CUDAPOOL_OP_SHIM = 7, /* what the process's shim says of itself, as text (wire/control_page.h) */
+};
+#define CUDAPOOL_OP_LAST CUDAPOOL_OP_SHIM
+
+enum cudapool_process_state { /* the driver's CUprocessState */
+	CUDAPOOL_PROCESS_RUNNING = 0,
+	CUDAPOOL_PROCESS_LOCKED = 1,
+	CUDAPOOL_PROCESS_CHECKPOINTED = 2,
+	CUDAPOOL_PROCESS_FAILED = 3,
+};
+
+struct cudapool_action {
+	struct cudapool_header h;
+	uint32_t op;	     /* enum cudapool_op */
+	int32_t pid;	     /* in the pool's pid namespace; a thread's id stands for its process */
+	uint32_t timeout_ms; /* LOCK only */
+	uint32_t reserved;   /* 0 */
+};
+static_assert(sizeof(struct cudapool_action) == 32, "wire format");
+
+struct cudapool_result {
+	struct cudapool_header h;
+	uint32_t op;	     /* as asked */
+	int32_t pid;	     /* as asked */
+	int32_t error;	     /* 0, or a negative errno: the pool could not carry the action out, or the driver refused it (-EREMOTEIO) */
+	int32_t cu_result;   /* the driver's CUresult; 0 if it was not asked */
+	int32_t value;	     /* as the op says */
+	uint32_t elapsed_us; /* spent in the driver's call */
+	uint32_t worker_generation; /* the worker that did it */
+	uint32_t reserved;   /* 0 */
+	char text[CUDAPOOL_TEXT_LEN]; /* why it failed, in words; empty if it did not */
+};
+static_assert(sizeof(struct cudapool_result) == 304, "wire format");
+
+enum cudapool_release_how {
+	CUDAPOOL_RELEASE_WATCH = 0, /* the dump is done and its processes are about to die: give back those that do not */
+	CUDAPOOL_RELEASE_KEEP = 1,  /* leave everything as it is (criu --leave-stopped, a person's cuda-checkpoint) */
+	CUDAPOOL_RELEASE_UNDO = 2,  /* give everything back now; DONE comes when that is done */
+};
+
+struct cudapool_release {
+	struct cudapool_header h;
+	uint32_t how;	   /* enum cudapool_release_how */
+	uint32_t reserved; /* 0 */
+};
+static_assert(sizeof(struct cudapool_release) == 24, "wire format");
+
+struct cudapool_error {
+	struct cudapool_header h;
+	int32_t error;	   /* negative errno */
+	uint32_t reserved; /* 0 */
+	char build[CUDAPOOL_BUILD_LEN]; /* the pool's, so that a client of another version can say so */
+	char text[CUDAPOOL_TEXT_LEN];
+};
+static_assert(sizeof(struct cudapool_error) == 328, "wire format");
+
+#endif
