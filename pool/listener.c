@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: MIT
+/* The pool's socket: made safely, or taken over from systemd; one pool per socket. */
+#include "listener.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define SYSTEMD_FD 3 /* the first that it passes */
+#define BACKLOG    128
+
+static __attribute__((format(printf, 3, 4))) int fail(struct listener *listener, int error, const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(listener->text, sizeof(listener->text), format, args);
+	va_end(args);
+	return error;
+}
+
+bool listener_from_systemd(void)
+{
+	const char *pid = getenv("LISTEN_PID"), *count = getenv("LISTEN_FDS");
+
+	return pid && count && atoi(pid) == getpid() && atoi(count) > 0;
+}
+
+static int take_from_systemd(struct listener *listener)
+{
+	struct sockaddr_un address = {0};
+	socklen_t size = sizeof(address);
+	int type = 0, listening = 0, count = atoi(getenv("LISTEN_FDS"));
+	socklen_t int_size = sizeof(int);
+
+	unsetenv("LISTEN_PID");
+	unsetenv("LISTEN_FDS");
+	unsetenv("LISTEN_FDNAMES");
+	if (count != 1)
+		return fail(listener, -EINVAL, "systemd passed %d sockets: one ListenSequentialPacket= is wanted",
+			    count);
+	if (getsockopt(SYSTEMD_FD, SOL_SOCKET, SO_TYPE, &type, &int_size) ||
+	    getsockopt(SYSTEMD_FD, SOL_SOCKET, SO_ACCEPTCONN, &listening, &int_size) ||
+	    getsockname(SYSTEMD_FD, (struct sockaddr *)&address, &size) || address.sun_family != AF_UNIX ||
+	    type != SOCK_SEQPACKET || !listening || address.sun_path[0] != '/')
+		return fail(listener, -EINVAL,
+			    "systemd passed something else than a socket of ListenSequentialPacket=/PATH");
+	memcpy(listener->path, address.sun_path, sizeof(listener->path));
+	listener->path[sizeof(listener->path) - 1] = '\0';
+	fcntl(SYSTEMD_FD, F_SETFD, FD_CLOEXEC);
+	fcntl(SYSTEMD_FD, F_SETFL, fcntl(SYSTEMD_FD, F_GETFL) | O_NONBLOCK);
+	listener->fd = SYSTEMD_FD;
+	return 0;
+}
+
+/* Whoever can write to the directory can replace the socket, the lock and the journal. */
+static int check_directory(struct listener *listener)
+{
+	char directory[sizeof(listener->path)];
+	struct stat st;
+	char *slash;
+
+	snprintf(directory, sizeof(directory), "%s", listener->path);
+	slash = strrchr(directory, '/');
+	if (directory[0] != '/' || slash == directory)
+		return fail(listener, -EINVAL, "the socket needs an absolute path in a directory of its own, not '%s'",
+			    listener->path);
+	*slash = '\0';
+	if (mkdir(directory, 0755) && errno != EEXIST)
+		return fail(listener, -errno, "cannot make %.150s: %s", directory, strerror(errno));
+	if (stat(directory, &st) || !S_ISDIR(st.st_mode))
+		return fail(listener, -ENOTDIR, "%.150s is no directory", directory);
+	if ((st.st_uid != 0 && st.st_uid != geteuid()) || ((st.st_mode & 022) && !(st.st_mode & S_ISVTX)))
+		return fail(
+			listener, -EPERM,
+			"others may write to %.100s: choose a directory of your own with --socket, or chmod go-w it",
+			directory);
+	return 0;
+}
+
+/* The lock outlives no process, so it never goes stale. */
+static int take_lock(struct listener *listener)
+{
+	char path[sizeof(listener->path) + 8], holder[16] = "";
+	struct stat st;
+
+	snprintf(path, sizeof(path), "%s.lock", listener->path);
+	listener->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
+	if (listener->lock_fd < 0)
+		return fail(listener, -errno, "cannot open %s: %s", path, strerror(errno));
+	if (fstat(listener->lock_fd, &st) || !S_ISREG(st.st_mode) || st.st_uid != geteuid())
+		return fail(listener, -EPERM, "%s belongs to somebody else: remove it", path);
+	if (flock(listener->lock_fd, LOCK_EX | LOCK_NB)) {
+		if (read(listener->lock_fd, holder, sizeof(holder) - 1) > 0)
+			holder[strcspn(holder, "\n")] = '\0';
+		return fail(listener, -EADDRINUSE, "a pool (process %s) serves %s already: see cudapoold --status",
+			    holder, listener->path);
+	}
+	snprintf(holder, sizeof(holder), "%d\n", getpid());
+	if (ftruncate(listener->lock_fd, 0) || pwrite(listener->lock_fd, holder, strlen(holder), 0) < 0)
+		return fail(listener, -errno, "cannot write %s: %s", path, strerror(errno));
+	return 0;
+}
+
+/* What is at the path: nothing any more (0), or somebody who serves it without our lock, such as systemd. */
+static int remove_stale(struct listener *listener, const struct sockaddr_un *address)
+{
+	struct stat st;
+	int fd, err = 0;
+
+	if (lstat(listener->path, &st))
+		return errno == ENOENT
+			       ? 0
+			       : fail(listener, -errno, "cannot look at %s: %s", listener->path, strerror(errno));
+	if (!S_ISSOCK(st.st_mode))
+		return fail(listener, -EEXIST,
+			    "%s is there and is no socket: remove it, or choose another with --socket", listener->path);
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0)
+		return fail(listener, -errno, "cannot make a socket: %s", strerror(errno));
+	if (!connect(fd, (const struct sockaddr *)address, sizeof(*address)) || errno == EAGAIN || errno == EPROTOTYPE)
+		err = fail(listener, -EADDRINUSE, "%s is served by another program (systemd's cudapoold.socket?)",
+			   listener->path);
+	else if (unlink(listener->path) && errno != ENOENT)
+		err = fail(listener, -errno, "cannot remove the stale %s: %s", listener->path, strerror(errno));
+	close(fd);
+	return err;
+}
+
+static int make_socket(struct listener *listener, gid_t group)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	mode_t mask;
+	int err;
+
+	snprintf(address.sun_path, sizeof(address.sun_path), "%s", listener->path);
+	err = remove_stale(listener, &address);
+	if (err)
+		return err;
+	listener->fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (listener->fd < 0)
+		return fail(listener, -errno, "cannot make a socket: %s", strerror(errno));
+	/* Nobody can connect before listen(), so the order of what follows leaves no gap. */
+	mask = umask(group == (gid_t)-1 ? 0177 : 0117);
+	err = bind(listener->fd, (struct sockaddr *)&address, sizeof(address)) ? -errno : 0;
+	umask(mask);
+	if (err)
+		return fail(listener, err, "cannot bind %s: %s", listener->path, strerror(-err));
+	listener->ours = true;
+	if (group != (gid_t)-1 && chown(listener->path, (uid_t)-1, group))
+		return fail(listener, -errno, "cannot give %s to its group: %s", listener->path, strerror(errno));
+	if (listen(listener->fd, BACKLOG))
+		return fail(listener, -errno, "cannot listen on %s: %s", listener->path, strerror(errno));
+	return 0;
+}
+
+int listener_open(struct listener *listener, const char *path, gid_t group)
+{
+	bool passed = listener_from_systemd();
+	int err;
+
+	*listener = (struct listener){.fd = -1, .lock_fd = -1};
+	if (!passed && snprintf(listener->path, sizeof(listener->path), "%s", path) >= (int)sizeof(listener->path))
+		return fail(listener, -ENAMETOOLONG, "the socket's path is longer than %zu bytes",
+			    sizeof(listener->path) - 1);
+	err = passed ? take_from_systemd(listener) : 0;
+	if (!err)
+		err = check_directory(listener);
+	if (!err)
+		err = take_lock(listener);
+	if (!err && !passed)
+		err = make_socket(listener, group);
+	if (err)
+		listener_close(listener);
+	return err;
+}
+
+void listener_close(struct listener *listener)
+{
+	if (listener->ours)
+		unlink(listener->path);
+	listener->ours = false;
+	if (listener->fd >= 0)
+		close(listener->fd);
+	if (listener->lock_fd >= 0)
+		close(listener->lock_fd);
+	listener->fd = listener->lock_fd = -1;
+}
+
+void listener_notify(const char *state)
+{
+	const char *path = getenv("NOTIFY_SOCKET");
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	size_t length = path ? strlen(path) : 0;
+	int fd;
+
+	if (length < 2 || length >= sizeof(address.sun_path) || (path[0] != '/' && path[0] != '@'))
+		return;
+	memcpy(address.sun_path, path, length);
+	if (path[0] == '@')
+		address.sun_path[0] = '\0'; /* the abstract namespace */
+	fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return;
+	/* Nothing can be done where systemd does not listen: its own time limit says so. */
+	if (sendto(fd, state, strlen(state), MSG_NOSIGNAL | MSG_DONTWAIT, (struct sockaddr *)&address,
+		   (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length)) < 0) {
+	}
+	close(fd);
+}

@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: MIT
+/* What clients ask for: HELLO, ACTION, RELEASE, STATUS, STOP. */
+#include "request.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "action.h"
+#include "build.h"
+#include "process.h"
+#include "session.h"
+#include "status.h"
+#include "worker_link.h"
+
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77
+#endif
+
+#define WAIT_MAX_MS    60000          /* the largest wait_ms of HELLO */
+#define TIMEOUT_MAX_MS (24 * 3600000) /* the largest timeout_ms of ACTION; it is cut to the action limit anyway */
+
+static unsigned requests_open;
+static void (*stop_pool)(void);
+static bool ending;
+
+/* ---- HELLO ------------------------------------------------------------------------------------ */
+
+static void welcome(struct peer *peer)
+{
+	struct cudapool_welcome message;
+	struct link_info info;
+
+	peer->welcome_waits = false;
+	loop_timer_cancel(&peer->hello);
+	link_info(&info);
+	memset(&message, 0, sizeof(message));
+	peer_fill_header(&message.h, CUDAPOOL_MSG_WELCOME, sizeof(message), peer->hello_request);
+	message.pool_pid = getpid();
+	message.worker_pid = info.pid;
+	message.worker_state = info.state;
+	message.worker_generation = info.generation;
+	message.driver_version = info.driver_version;
+	message.device_count = info.devices;
+	message.warm_device = info.warm_device;
+	message.warm_context = info.warm_context;
+	snprintf(message.build, sizeof(message.build), "%s", build_name());
+	snprintf(message.text, sizeof(message.text), "%s", info.text);
+	peer_send(peer, &message, sizeof(message));
+}
+
+void request_hello_limit(struct loop_timer *timer)
+{
+	struct peer *peer = container_of(timer, struct peer, hello);
+
+	if (peer->welcome_waits)
+		welcome(peer);
+	else
+		peer_expel(peer, 0, -ETIMEDOUT, "no HELLO came");
+}
+
+/* The peer's process. The kernel's pidfd of whoever connected shows that the number was not given to another since. */
+static int open_peer_process(struct peer *peer, struct process *process)
+{
+	struct process connected = PROCESS_NONE;
+	socklen_t size = sizeof(connected.fd);
+	int err;
+
+	if (getsockopt(peer->watch.fd, SOL_SOCKET, SO_PEERPIDFD, &connected.fd, &size) && errno != ENOPROTOOPT)
+		return -ESRCH;
+	err = process_open(process, peer->who.pid);
+	if (!err && connected.fd >= 0 && !process_alive(&connected)) {
+		process_close(process);
+		err = -ESRCH;
+	}
+	process_close(&connected);
+	return err;
+}
+
+/* Finds out for whom this peer acts, see struct cudapool_hello. A negative errno, and why in *text, if it may not. */
+static int attach_owner(struct peer *peer, const struct cudapool_hello *hello, const char **text)
+{
+	struct process self = PROCESS_NONE, parent = PROCESS_NONE, *owner = &self;
+	int err;
+
+	if (hello->role == CUDAPOOL_ROLE_TOOL || (hello->role == CUDAPOOL_ROLE_DROPIN && !hello->owner_pid))
+		return 0;
+	err = open_peer_process(peer, &self);
+	if (err) {
+		*text = "the pool cannot see your process: run it in the pool's pid namespace, or in one below it";
+		return err;
+	}
+	if (hello->owner_pid && hello->owner_pid != self.pid) {
+		owner = &parent;
+		err = process_open(&parent, hello->owner_pid);
+		if (err || process_parent(&self) != parent.pid) {
+			*text = "the owner that HELLO names is not the parent of your process";
+			err = -EPERM;
+			goto out;
+		}
+	}
+	/* A person's cuda-checkpoint: what it locks stays locked when the shell ends. */
+	if (hello->role == CUDAPOOL_ROLE_DROPIN && !process_is_criu(owner))
+		goto out;
+	peer->plugin = hello->role == CUDAPOOL_ROLE_PLUGIN;
+	peer->owner = session_attach(owner, peer->plugin);
+	if (!peer->owner) {
+		*text = "the pool is out of memory or descriptors";
+		err = -ENOMEM;
+	}
+out:
+	process_close(&self);
+	process_close(&parent);
+	return err;
+}
+
+static void on_hello(struct peer *peer, const struct cudapool_hello *hello)
+{
+	const char *text = "";
+	struct link_info info;
+	int err;
+
+	if (peer->greeted) {
+		peer_expel(peer, hello->h.request, -EPROTO, "HELLO came twice");
+		return;
+	}
+	if (hello->role > CUDAPOOL_ROLE_DROPIN || hello->stage > CUDAPOOL_STAGE_RESTORE || hello->owner_pid < 0 ||
+	    hello->wait_ms > WAIT_MAX_MS || hello->parallel > 1 || hello->reserved) {
+		peer_expel(peer, hello->h.request, -EINVAL, "HELLO says what no client of this version says");
+		return;
+	}
+	err = attach_owner(peer, hello, &text);
+	if (err) {
+		peer_expel(peer, hello->h.request, err, text);
+		return;
+	}
+	peer->greeted = true;
+	peer->hello_request = hello->h.request;
+	loop_timer_cancel(&peer->hello);
+	link_look_again();
+	link_info(&info);
+	if (info.state == CUDAPOOL_WORKER_STARTING && hello->wait_ms) {
+		peer->welcome_waits = true;
+		loop_timer_set(&peer->hello, hello->wait_ms);
+	} else {
+		welcome(peer);
+	}
+}
+
+static void welcome_waiting(struct peer *peer)
+{
+	if (peer->welcome_waits)
+		welcome(peer);
+}
+
+void request_worker_changed(void)
+{
+	struct link_info info;
+
+	link_info(&info);
+	if (info.state != CUDAPOOL_WORKER_STARTING)
+		peers_each(welcome_waiting);
+}
+
+static void send_done(struct peer *peer, uint32_t request)
+{
+	struct cudapool_header done;
+
+	peer_fill_header(&done, CUDAPOOL_MSG_DONE, sizeof(done), request);
+	peer_send(peer, &done, sizeof(done));
+}
+
+/* ---- requests --------------------------------------------------------------------------------- */
+
+static void send_result(struct peer *peer, uint32_t request, int pid, const struct action *action)
+{
+	struct cudapool_result message;
+
+	memset(&message, 0, sizeof(message));
+	peer_fill_header(&message.h, CUDAPOOL_MSG_RESULT, sizeof(message), request);
+	message.op = action->op;
+	message.pid = pid;
+	message.error = action->error;
+	message.cu_result = action->cu_result;
+	message.value = action->value;
+	message.elapsed_us = action->elapsed_us;
+	message.worker_generation = action->generation;
+	memcpy(message.text, action->text, sizeof(message.text));
+	peer_send(peer, &message, sizeof(message));
+}
+
+static void answer(struct session_request *request, const struct action *action)
+{
+	struct peer *peer = request->context;
+
+	LIST_REMOVE(request, link);
+	peer->request_count--;
+	requests_open--;
+	send_result(peer, request->number, request->pid, action);
+}
+
+static void on_action(struct peer *peer, const struct cudapool_action *message)
+{
+	struct action failed = {.op = message->op};
+	struct session_request *request;
+
+	if (message->op < CUDAPOOL_OP_STATE || message->op > CUDAPOOL_OP_LAST || message->pid <= 0 ||
+	    message->reserved || message->timeout_ms > TIMEOUT_MAX_MS) {
+		peer_expel(peer, message->h.request, -EINVAL, "ACTION says what no client of this version says");
+		return;
+	}
+	if (ending) {
+		peer_refuse(peer, message->h.request, -ESHUTDOWN, "the pool is ending");
+		return;
+	}
+	if (peer->request_count >= REQUESTS_MAX_OF_PEER || requests_open >= REQUESTS_MAX) {
+		peer_refuse(peer, message->h.request, -EBUSY,
+			    "too many actions at once: at most %d, and %d of all clients", REQUESTS_MAX_OF_PEER,
+			    REQUESTS_MAX);
+		return;
+	}
+	failed.error =
+		session_start(&request, peer->owner, peer->plugin, message->op, message->pid, message->timeout_ms);
+	if (failed.error) {
+		if (failed.error == -ESRCH)
+			snprintf(failed.text, sizeof(failed.text), "there is no process %d", message->pid);
+		else
+			snprintf(failed.text, sizeof(failed.text), "process %d cannot be looked at: %s", message->pid,
+				 strerror(-failed.error));
+		send_result(peer, message->h.request, message->pid, &failed);
+		return;
+	}
+	request->answer = answer;
+	request->context = peer;
+	request->number = message->h.request;
+	LIST_INSERT_HEAD(&peer->requests, request, link);
+	peer->request_count++;
+	requests_open++;
+}
+
+static void undone(struct session_undo *undo, int error)
+{
+	struct peer *peer = container_of(undo, struct peer, undo);
+
+	if (error)
+		peer_refuse(peer, peer->undo_request, error,
+			    "not every process could be given back: see cudapoold --status");
+	else
+		send_done(peer, peer->undo_request);
+}
+
+static void on_release(struct peer *peer, const struct cudapool_release *message)
+{
+	if (message->how > CUDAPOOL_RELEASE_UNDO || message->reserved) {
+		peer_expel(peer, message->h.request, -EINVAL, "RELEASE says what no client of this version says");
+		return;
+	}
+	if (peer->undo.waiting) {
+		peer_refuse(peer, message->h.request, -EBUSY, "an earlier RELEASE is under way");
+		return;
+	}
+	if (peer->owner && message->how == CUDAPOOL_RELEASE_UNDO) {
+		peer->undo_request = message->h.request;
+		session_undo(peer->owner, &peer->undo);
+		return;
+	}
+	if (peer->owner && message->how == CUDAPOOL_RELEASE_WATCH)
+		session_watch(peer->owner);
+	if (peer->owner && message->how == CUDAPOOL_RELEASE_KEEP)
+		session_keep(peer->owner);
+	send_done(peer, message->h.request);
+}
+
+static void on_status(struct peer *peer, uint32_t request)
+{
+	static union {
+		struct cudapool_header h;
+		char bytes[CUDAPOOL_WIRE_MAX];
+	} report;
+	int length = status_report(report.bytes + sizeof(report.h), sizeof(report.bytes) - sizeof(report.h));
+
+	if (length < 0) {
+		peer_refuse(peer, request, length, "the report does not fit into one message");
+		return;
+	}
+	/* The NUL travels with it. */
+	peer_fill_header(&report.h, CUDAPOOL_MSG_REPORT, sizeof(report.h) + (size_t)length + 1, request);
+	peer_send(peer, &report, report.h.length);
+}
+
+static void on_stop(struct peer *peer, uint32_t request)
+{
+	unsigned queued, running;
+
+	actions_count(&queued, &running);
+	if (holding_count() || queued || running) {
+		peer_refuse(peer, request, -EBUSY,
+			    "the pool holds %u processes and has %u actions under way: end their CRIU, or see "
+			    "cudapoold --status",
+			    holding_count(), queued + running);
+		return;
+	}
+	send_done(peer, request);
+	stop_pool();
+}
+
+void request_handle(struct peer *peer, const union request_message *message)
+{
+	switch (message->h.type) {
+	case CUDAPOOL_MSG_HELLO:
+		on_hello(peer, &message->hello);
+		break;
+	case CUDAPOOL_MSG_ACTION:
+		on_action(peer, &message->action);
+		break;
+	case CUDAPOOL_MSG_RELEASE:
+		on_release(peer, &message->release);
+		break;
+	case CUDAPOOL_MSG_STATUS:
+		on_status(peer, message->h.request);
+		break;
+	case CUDAPOOL_MSG_STOP:
+		on_stop(peer, message->h.request);
+		break;
+	}
+}
+
+/* ---- for peer.c and keeper.c -------------------------------------------------------------------- */
+
+void request_peer_came(struct peer *peer)
+{
+	LIST_INIT(&peer->requests);
+	peer->undo.done = undone;
+}
+
+void request_peer_gone(struct peer *peer)
+{
+	struct session_request *request;
+
+	while ((request = LIST_FIRST(&peer->requests))) {
+		LIST_REMOVE(request, link);
+		session_abandon(request);
+		requests_open--;
+	}
+	session_undo_cancel(&peer->undo);
+	if (peer->owner)
+		session_detach(peer->owner, peer->plugin);
+	peer->owner = NULL;
+}
+
+void request_init(void (*stop)(void))
+{
+	stop_pool = stop;
+}
+
+void request_refuse_actions(void)
+{
+	ending = true;
+}

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: MIT
+// An unpatched CRIU and plugin get the warm pool, too, when the drop-in is the first cuda-checkpoint in PATH.
+import { mkdirSync, readFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import t from 'tap';
+import { type CriuRun, criuDump, criuRestore } from '../../harness/adapters/criu-run.ts';
+import { chooseCriu, withStockPlugin } from '../../harness/container/criu-tree.ts';
+import { built, isRoot, skipUnless, softCuda, startPool, tempDir, until } from '../support/index.ts';
+import { startApplication } from './application.ts';
+
+function stockCriu() {
+  try {
+    return withStockPlugin(chooseCriu(process.env.CUDAPOOL_TEST_CRIU));
+  } catch {
+    return undefined;
+  }
+}
+
+t.test('dump and restore by way of the drop-in and the pool', async (t) => {
+  const criu = stockCriu();
+  if (!skipUnless(t, isRoot, 'CRIU needs root')) return;
+  if (!skipUnless(t, criu, 'no CRIU is built: cudapool build') || criu === undefined) return;
+  const soft = softCuda(t);
+  const pool = await startPool(t, soft);
+  const app = await startApplication(t, soft);
+  const dir = tempDir(t);
+  const log = join(dir, 'dropin.log');
+  const criuWith = (images: string, env: Record<string, string>): CriuRun => {
+    mkdirSync(images, { recursive: true });
+    return {
+      binary: criu.binary,
+      plugins: criu.plugins,
+      images,
+      timeoutMs: 60_000,
+      env: { ...soft.env, CUDAPOOL_CONFIG: '/dev/null', CRIU_FAULT: '138', CUDAPOOL_SOCKET: pool.socket, ...env },
+    };
+  };
+  /** Only the drop-in: the stock tool is not even there. */
+  const only = {
+    PATH: `${dirname(built.dropin)}:/usr/sbin:/usr/bin:/sbin:/bin`,
+    CUDAPOOL_LOG: '3',
+    CUDAPOOL_LOG_FILE: log,
+    CUDAPOOL_START: '0',
+  };
+
+  for (const seed of [11, 12]) {
+    const run = criuWith(join(dir, `images-${seed}`), only);
+    await app.fill(seed);
+    await criuDump(run, app.pid);
+    await until('the application is gone', app.gone);
+    await criuRestore(run);
+    await app.holds(seed, `round ${seed - 10}: the memory is as before`);
+  }
+  const logged = readFileSync(log, 'utf8');
+  for (const op of [1, 2, 3, 4, 5, 6]) t.match(logged, `action ${op} `, `op ${op} went through the pool`);
+  t.notMatch(readFileSync(log, 'utf8'), /without the pool/);
+
+  // The pool goes away between dump and restore.
+  const images = join(dir, 'images-without');
+  await app.fill(13);
+  await criuDump(criuWith(images, only), app.pid);
+  await until('the application is gone', app.gone);
+  await pool.stop();
+  const stockTool = `${dirname(built.dropin)}:${built.softcudaBin}:/usr/sbin:/usr/bin:/sbin:/bin`;
+  await criuRestore(criuWith(images, { ...only, PATH: stockTool }));
+  await app.holds(13, 'the stock tool restores what the pool checkpointed');
+  t.match(readFileSync(log, 'utf8'), /without the pool, through/, 'and the log says so');
+});

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: MIT
+/* A client of the pool that says what it is told on its standard input, and prints what it hears, a line each. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "client.h"
+
+#define LIMIT_MS 30000
+
+static struct cudapool_client pool = {.fd = -1};
+static const char *path;
+
+static enum cudapool_op op_named(const char *name)
+{
+	static const char *const names[] = {"",           "state",   "restore-tid", "lock",
+					    "checkpoint", "restore", "unlock",      "shim"};
+	unsigned op;
+
+	for (op = 1; op <= CUDAPOOL_OP_LAST; op++)
+		if (!strcmp(names[op], name))
+			return (enum cudapool_op)op;
+	fprintf(stderr, "client: what is '%s'?\n", name);
+	exit(2);
+}
+
+static void print_result(const struct cudapool_result *r)
+{
+	printf("result %u op %u pid %d error %d cu %d value %d generation %u text %s\n", r->h.request, r->op, r->pid,
+	       r->error, r->cu_result, r->value, r->worker_generation, r->text);
+}
+
+/* connect ROLE [wait_ms] [owner_pid] */
+static void do_connect(const char *role, unsigned wait_ms, int owner)
+{
+	struct cudapool_hello hello = {.wait_ms = wait_ms, .owner_pid = owner};
+	int err;
+
+	hello.role = !strcmp(role, "plugin")   ? CUDAPOOL_ROLE_PLUGIN
+		     : !strcmp(role, "dropin") ? CUDAPOOL_ROLE_DROPIN
+					       : CUDAPOOL_ROLE_TOOL;
+	err = cudapool_client_connect(&pool, path, &hello);
+	if (err)
+		printf("error %d %s\n", err, pool.text);
+	else
+		printf("welcome %u generation %u device %d text %s\n", pool.welcome.worker_state,
+		       pool.welcome.worker_generation, pool.welcome.warm_device, pool.welcome.text);
+}
+
+static void do_action(const char *op, int pid, unsigned timeout_ms)
+{
+	struct cudapool_result result;
+	int err = cudapool_client_action(&pool, op_named(op), pid, timeout_ms, LIMIT_MS, &result);
+
+	if (err && err != -EREMOTEIO)
+		printf("error %d %s\n", err, pool.text);
+	else
+		print_result(&result);
+}
+
+/* As CRIU executes a drop-in: a child that does one thing, and names its parent as the owner. */
+static void do_child(const char *op, int pid)
+{
+	pid_t child;
+
+	fflush(stdout);
+	child = fork();
+	if (child == 0) {
+		do_connect("dropin", 0, getppid());
+		do_action(op, pid, 0);
+		fflush(stdout);
+		_exit(0);
+	}
+	waitpid(child, NULL, 0);
+}
+
+static void report(const char *what, int err)
+{
+	if (err)
+		printf("error %d %s\n", err, pool.text);
+	else
+		printf("%s\n", what);
+}
+
+int main(int argc, char **argv)
+{
+	char line[256], word[32], text[32];
+	struct cudapool_result result;
+	uint32_t request;
+	int a, b, err;
+
+	if (argc != 2)
+		return 2;
+	path = argv[1];
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	while (fgets(line, sizeof(line), stdin)) {
+		a = b = 0;
+		word[0] = text[0] = '\0';
+		sscanf(line, "%31s %31s %d %d", word, text, &a, &b);
+		if (!strcmp(word, "connect")) {
+			do_connect(text, (unsigned)a, b);
+		} else if (!strcmp(word, "do")) {
+			do_action(text, a, (unsigned)b);
+		} else if (!strcmp(word, "begin")) {
+			err = cudapool_client_begin(&pool, op_named(text), a, (unsigned)b, &request);
+			report("begun", err);
+		} else if (!strcmp(word, "next")) {
+			err = cudapool_client_next(&pool, &result, LIMIT_MS);
+			if (err)
+				report("", err);
+			else
+				print_result(&result);
+		} else if (!strcmp(word, "child")) {
+			do_child(text, a);
+		} else if (!strcmp(word, "release")) {
+			report("released", cudapool_client_release(&pool,
+								   !strcmp(text, "watch")  ? CUDAPOOL_RELEASE_WATCH
+								   : !strcmp(text, "keep") ? CUDAPOOL_RELEASE_KEEP
+											   : CUDAPOOL_RELEASE_UNDO,
+								   LIMIT_MS));
+		} else if (!strcmp(word, "stop")) {
+			report("stopped", cudapool_client_stop(&pool, LIMIT_MS));
+		} else if (!strcmp(word, "close")) {
+			cudapool_client_close(&pool);
+			printf("closed\n");
+		} else {
+			fprintf(stderr, "client: what is '%s'?\n", word);
+			return 2;
+		}
+	}
+	return 0;
+}

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: MIT
+/* A libcuda.so.1 that is not fit: without the checkpoint functions, or (with CRASH) one whose cuInit crashes. */
+#pragma GCC visibility push(default)
+#include <cuda.h>
+#include <stdlib.h>
+
+CUresult cuInit(unsigned int flags)
+{
+#ifdef CRASH
+	abort();
+#endif
+	return CUDA_SUCCESS;
+}
+
+CUresult cuDriverGetVersion(int *version)
+{
+	*version = 12040;
+	return CUDA_SUCCESS;
+}
+
+CUresult cuDeviceGetCount(int *count)
+{
+	*count = 1;
+	return CUDA_SUCCESS;
+}
+
+CUresult cuDeviceGet(CUdevice *device, int ordinal)
+{
+	*device = ordinal;
+	return CUDA_SUCCESS;
+}
+
+CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device)
+{
+	return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CUresult cuGetErrorName(CUresult result, const char **name)
+{
+	*name = "CUDA_ERROR";
+	return CUDA_SUCCESS;
+}
+
+#ifdef CRASH
+/* What a driver has to have for the pool to get as far as cuInit; nobody calls these. */
+#define STUB(name)                                                                                                     \
+	CUresult stub_##name(void) __asm__(#name);                                                                     \
+	CUresult stub_##name(void)                                                                                     \
+	{                                                                                                              \
+		return CUDA_SUCCESS;                                                                                   \
+	}
+STUB(cuCheckpointProcessGetState)
+STUB(cuCheckpointProcessGetRestoreThreadId)
+STUB(cuCheckpointProcessLock)
+STUB(cuCheckpointProcessCheckpoint)
+STUB(cuCheckpointProcessRestore)
+STUB(cuCheckpointProcessUnlock)
+#endif

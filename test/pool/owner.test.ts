@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: MIT
+// What the pool has locked or checkpointed for somebody is given back when that one dies, and only then.
+import { setTimeout as sleep } from 'node:timers/promises';
+import t, { type Test } from 'tap';
+import { buildSnippets, type Pool, type SoftCuda, softCuda, startPool } from '../support/index.ts';
+import { type App, type Client, fault, holdsNothing, STATE, startApp, startClient, statusOf } from './support.ts';
+
+const programs = await buildSnippets('pool');
+
+t.jobs = 4; // each with a pool of its own
+
+interface Scene {
+  soft: SoftCuda;
+  pool: Pool;
+  app: App;
+  criu: Client;
+}
+
+async function scene(t: Test, role = 'plugin'): Promise<Scene> {
+  const soft = softCuda(t);
+  const pool = await startPool(t, soft, { args: ['--log', '3'] });
+  const app = await startApp(t, programs, soft);
+  const criu = startClient(t, programs, pool.socket, 'criu');
+  if (role !== '') await criu.say(`connect ${role}`);
+  return { soft, pool, app, criu };
+}
+
+t.test('CRIU is killed while a process is locked', async (t) => {
+  const { pool, app, criu } = await scene(t);
+  t.equal((await criu.say(`do lock ${app.pid}`)).error, 0, 'locked');
+  await app.stands('the application stands');
+  t.match(
+    await statusOf(pool),
+    { held: [{ pid: app.pid, owner_pid: criu.pid, locked: true, checkpointed: false }] },
+    'and the report says for whom',
+  );
+  await criu.kill();
+  await app.runs('it runs on');
+  await holdsNothing(t, pool, 'nothing is held');
+  t.match(await statusOf(pool), { given_back: { ok: 1, failed: 0 }, owner_count: 0 }, 'one process was given back');
+});
+
+t.test('CRIU is killed while a process is checkpointed', async (t) => {
+  const { pool, app, criu } = await scene(t);
+  await criu.say(`do lock ${app.pid}`);
+  t.equal((await criu.say(`do checkpoint ${app.pid}`)).error, 0, 'checkpointed');
+  await criu.kill();
+  await app.runs('it runs on, with its memory');
+  await holdsNothing(t, pool, 'nothing is held');
+});
+
+for (const op of ['lock', 'checkpoint', 'restore', 'unlock']) {
+  t.test(`CRIU is killed during ${op}`, async (t) => {
+    const { soft, pool, app, criu } = await scene(t);
+    const steps = ['lock', 'checkpoint', 'restore', 'unlock'];
+    for (const step of steps.slice(0, steps.indexOf(op)))
+      t.equal((await criu.say(`do ${step} ${app.pid}`)).error, 0, step);
+    fault(soft, `${op}=hang:400`);
+    await criu.say(`begin ${op} ${app.pid}`);
+    await sleep(100);
+    t.match(await statusOf(pool), { actions: { running: 1 } }, 'it is under way');
+    await criu.kill();
+    await app.runs('it runs on');
+    await holdsNothing(t, pool, 'nothing is held');
+  });
+}
+
+t.test('the connection closes without RELEASE, CRIU lives', async (t) => {
+  const { pool, app, criu } = await scene(t);
+  await criu.say(`do lock ${app.pid}`);
+  await criu.say(`do checkpoint ${app.pid}`);
+  await criu.say('close');
+  await app.runs('the application runs on');
+  await holdsNothing(t, pool, 'nothing is held');
+});
+
+t.test('RELEASE UNDO', async (t) => {
+  const { pool, app, criu } = await scene(t);
+  await criu.say(`do lock ${app.pid}`);
+  await criu.say(`do checkpoint ${app.pid}`);
+  t.equal((await criu.say('release undo')).line, 'released', 'is answered');
+  t.equal((await statusOf(pool)).held_count, 0, 'when nothing is held any more');
+  await app.runs('and the application runs on');
+  t.equal((await criu.say('release undo')).line, 'released', 'a second one finds nothing to do');
+});
+
+t.test('RELEASE KEEP', async (t) => {
+  const { pool, app, criu } = await scene(t);
+  await criu.say(`do lock ${app.pid}`);
+  t.equal((await criu.say('release keep')).line, 'released', 'is answered');
+  await criu.kill();
+  await sleep(1300);
+  await app.stands('the application is left as it is');
+  t.equal((await statusOf(pool)).held_count, 0, 'and nothing is held');
+  const person = startClient(t, programs, pool.socket);
+  await person.say('connect tool');
+  t.equal((await person.say(`do unlock ${app.pid}`)).error, 0, 'a person unlocks it');
+  await app.runs('and it runs on');
+});
+
+t.test('RELEASE WATCH', async (t) => {
+  const { soft, pool, app, criu } = await scene(t);
+  const dying = await startApp(t, programs, soft);
+  for (const { pid } of [app, dying]) {
+    await criu.say(`do lock ${pid}`);
+    await criu.say(`do checkpoint ${pid}`);
+  }
+  t.equal((await criu.say('release watch')).line, 'released', 'is answered');
+  await criu.say('close');
+  await sleep(300);
+  t.equal((await statusOf(pool)).held_count, 2, 'closing the connection changes nothing');
+  dying.child.kill('SIGKILL');
+  await criu.kill();
+  await sleep(300);
+  t.match(
+    await statusOf(pool),
+    { held_count: 1, held: [{ pid: app.pid, checkpointed: true, giving_back: false }] },
+    'who dies with CRIU is forgotten at once, the other has its time',
+  );
+  await app.runs('and is then given back');
+  t.match(await statusOf(pool), { given_back: { ok: 1 }, errors: [] }, 'it alone');
+});
+
+t.test('drop-ins that CRIU executes own nothing, CRIU does', async (t) => {
+  const { pool, app, criu } = await scene(t, '');
+  t.equal((await criu.say(`child lock ${app.pid}`)).error, 0, 'one locks');
+  t.equal((await criu.say(`child checkpoint ${app.pid}`)).error, 0, 'the next checkpoints');
+  await sleep(200);
+  t.match(
+    await statusOf(pool),
+    { held: [{ pid: app.pid, owner_pid: criu.pid, locked: true, checkpointed: true }] },
+    'both for CRIU',
+  );
+  await criu.kill();
+  await app.runs('which dies: the application runs on');
+  await holdsNothing(t, pool, 'nothing is held');
+});
+
+t.test("a person's drop-in owns nothing", async (t) => {
+  const { pool, app } = await scene(t, '');
+  const shell = startClient(t, programs, pool.socket);
+  t.equal((await shell.say(`child lock ${app.pid}`)).error, 0, 'it locks');
+  t.equal((await statusOf(pool)).held_count, 0, 'nothing is held for the shell');
+  await shell.kill();
+  await sleep(1300);
+  await app.stands('and it stays locked when the shell ends');
+});
+
+t.test('what was locked before stays locked', async (t) => {
+  const { pool, app, criu } = await scene(t);
+  const person = startClient(t, programs, pool.socket);
+  await person.say('connect tool');
+  t.equal((await person.say(`do lock ${app.pid}`)).error, 0, 'a person locks');
+  t.not((await criu.say(`do lock ${app.pid}`)).error, 0, 'CRIU cannot lock it again');
+  t.equal((await criu.say(`do checkpoint ${app.pid}`)).error, 0, 'but checkpoints it');
+  t.match(await statusOf(pool), { held: [{ locked: false, checkpointed: true }] }, 'that much is held');
+  await criu.kill();
+  await holdsNothing(t, pool, 'and given back');
+  t.equal((await person.say(`do state ${app.pid}`)).value, STATE.locked, 'it is locked, as it was');
+});
+
+t.test('a stopped process is given back when it runs again', async (t) => {
+  const { pool, app, criu } = await scene(t);
+  await criu.say(`do lock ${app.pid}`);
+  await criu.say(`do checkpoint ${app.pid}`);
+  app.child.kill('SIGSTOP');
+  await criu.kill();
+  await sleep(700);
+  t.match(
+    await statusOf(pool),
+    { held: [{ pid: app.pid, giving_back: true }], actions: { running: 0 } },
+    'the pool waits for it',
+  );
+  app.child.kill('SIGCONT');
+  await app.runs('it runs on');
+  await holdsNothing(t, pool, 'nothing is held');
+});
+
+t.test('the owner gives back itself', async (t) => {
+  const { pool, app, criu } = await scene(t);
+  for (const op of ['lock', 'checkpoint', 'restore', 'unlock'])
+    t.equal((await criu.say(`do ${op} ${app.pid}`)).error, 0, op);
+  t.equal((await statusOf(pool)).held_count, 0, 'nothing is held');
+  await criu.kill();
+  await app.runs('the application runs');
+  t.match(await statusOf(pool), { given_back: { ok: 0, failed: 0 } }, 'and the pool had nothing to do');
+});
+
+t.test('a driver that refuses for a while', async (t) => {
+  const { soft, pool, app, criu } = await scene(t);
+  await criu.say(`do lock ${app.pid}`);
+  fault(soft, 'unlock=999');
+  await criu.kill();
+  await sleep(400);
+  t.equal((await statusOf(pool)).held_count, 1, 'it is not forgotten');
+  fault(soft, '');
+  await app.runs('it is given back at a later attempt');
+  await holdsNothing(t, pool, 'nothing is held');
+});

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: MIT
+// For the tests of this room: applications that show whether they run, and clients that are told what to say.
+import { type ChildProcess, spawn } from 'node:child_process';
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Test } from 'tap';
+import { type Pool, type SoftCuda, until } from '../support/index.ts';
+
+/** Negative errnos as the pool sends them. */
+export const ERRNO = {
+  EPERM: -1,
+  ESRCH: -3,
+  EIO: -5,
+  EACCES: -13,
+  EBUSY: -16,
+  ENODEV: -19,
+  EREMOTEIO: -121,
+  ETIMEDOUT: -110,
+} as const;
+export const STATE = { running: 0, locked: 1, checkpointed: 2 } as const;
+
+export interface App {
+  readonly pid: number;
+  readonly child: ChildProcess;
+  /** How often it has written GPU memory and read it back unharmed. */
+  ticks(): number;
+  /** Passes if it goes on now (within the limit). */
+  runs(what: string, limitMs?: number): Promise<void>;
+  /** Passes if it stands still in a CUDA call. */
+  stands(what: string): Promise<void>;
+}
+
+/** A CUDA application (app.c); ends with the test. */
+export async function startApp(t: Test, programs: string, soft: SoftCuda): Promise<App> {
+  const child = spawn(join(programs, 'app'), [], {
+    env: { ...process.env, ...soft.env },
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  t.teardown(() => child.kill('SIGKILL'));
+  let ticks = 0;
+  let said = '';
+  createInterface({ input: child.stdout }).on('line', (line) => {
+    ticks = Number(line.split(' ')[1]);
+  });
+  child.stderr.setEncoding('utf8').on('data', (text: string) => {
+    said += text;
+  });
+  const app: App = {
+    pid: child.pid as number,
+    child,
+    ticks: () => ticks,
+    runs: async (what, limitMs = 10_000) => {
+      const from = ticks;
+      // More than one: what was in the pipe when it stopped proves nothing.
+      const went = await until(what, () => ticks > from + 5 || child.exitCode !== null, limitMs).catch(() => false);
+      t.ok(went && child.exitCode === null, what, said === '' ? {} : { said });
+    },
+    stands: async (what) => {
+      await sleep(60);
+      const from = ticks;
+      await sleep(120);
+      t.equal(ticks, from, what);
+    },
+  };
+  await until('the application starts', () => ticks > 0 || child.exitCode !== null);
+  if (child.exitCode !== null) throw new Error(`app ended with ${child.exitCode}: ${said}`);
+  return app;
+}
+
+export interface Answer {
+  /** The line as it came. */
+  line: string;
+  /** 0 or a negative errno, where the line has one. */
+  error: number;
+  /** The driver's result. */
+  cu: number;
+  value: number;
+  generation: number;
+}
+
+const field = (line: string, name: string): number => {
+  const found = new RegExp(`\\b${name} (-?\\d+)`).exec(line);
+  return found === null ? 0 : Number(found[1]);
+};
+
+export interface Client {
+  readonly pid: number;
+  /** Says one line (client.c says which there are) and waits for the answer to it. */
+  say(line: string, limitMs?: number): Promise<Answer>;
+  /** As CRIU dies when the machine is out of memory. */
+  kill(): Promise<void>;
+}
+
+/** `name` 'criu' is the same program under the name by which the pool knows CRIU. */
+export function startClient(
+  t: Test,
+  programs: string,
+  socket: string,
+  name: 'client' | 'criu' = 'client',
+  wrap: string[] = [],
+): Client {
+  const command = [...wrap, join(programs, name), socket];
+  const child = spawn(command[0] as string, command.slice(1), { stdio: ['pipe', 'pipe', 'inherit'] });
+  const gone = new Promise<void>((resolve) => child.once('close', () => resolve()));
+  t.teardown(async () => {
+    child.kill('SIGKILL');
+    await gone;
+  });
+  child.stdin.on('error', () => {}); // it may be dead on purpose
+  const heard: string[] = [];
+  createInterface({ input: child.stdout }).on('line', (line) => heard.push(line));
+  // A drop-in's child answers twice: to connecting, and to the action.
+  let due = 0;
+  return {
+    pid: child.pid as number,
+    say: async (line, limitMs = 15_000) => {
+      due += line.startsWith('child ') ? 2 : 1;
+      child.stdin.write(`${line}\n`);
+      await until(`an answer to '${line}'`, () => heard.length >= due || child.exitCode !== null, limitMs, 2);
+      const answer = heard[due - 1] ?? '';
+      return {
+        line: answer,
+        error: field(answer, 'error'),
+        cu: field(answer, 'cu'),
+        value: field(answer, 'value'),
+        generation: field(answer, 'generation'),
+      };
+    },
+    kill: async () => {
+      child.kill('SIGKILL');
+      await gone;
+    },
+  };
+}
+
+/** What `cudapoold --status` prints, as far as these tests look at it; pool/status.h describes it. */
+export interface Status {
+  pid: number;
+  memory_kb: number;
+  descriptors: number;
+  worker: {
+    pid: number;
+    state: string;
+    generation: number;
+    replaced: number;
+    memory_kb: number;
+    descriptors: number;
+    text: string;
+    [key: string]: unknown;
+  };
+  actions: { queued: number; running: number };
+  held_count: number;
+  held: { pid: number; owner_pid: number; locked: boolean; checkpointed: boolean; giving_back: boolean }[];
+  given_back: { ok: number; failed: number };
+  connections: { open: number; accepted: number; refused: number; dropped: number };
+  errors: { text: string }[];
+  [key: string]: unknown;
+}
+
+export const statusOf = async (pool: Pool): Promise<Status> => (await pool.status()) as unknown as Status;
+
+/** The software driver's faults on request, for the processes of this device directory. */
+export function fault(soft: SoftCuda, spec: string): void {
+  writeFileSync(join(soft.dir, 'faults'), spec);
+}
+
+/** Passes when the pool says that it holds nothing any more. */
+export async function holdsNothing(t: Test, pool: Pool, what: string, limitMs = 10_000): Promise<void> {
+  const ok = await until(what, async () => (await statusOf(pool)).held_count === 0, limitMs, 30).catch(() => false);
+  t.ok(ok, what);
+}

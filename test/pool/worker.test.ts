@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: MIT
+// A worker or a keeper that dies or hangs costs nobody anything.
+import { setTimeout as sleep } from 'node:timers/promises';
+import t, { type Test } from 'tap';
+import { buildSnippets, type Pool, type SoftCuda, softCuda, startPool, until } from '../support/index.ts';
+import {
+  type App,
+  type Client,
+  ERRNO,
+  fault,
+  holdsNothing,
+  type Status,
+  startApp,
+  startClient,
+  statusOf,
+} from './support.ts';
+
+const programs = await buildSnippets('pool');
+
+t.jobs = 4; // each with a pool of its own
+const STEPS = ['lock', 'checkpoint', 'restore', 'unlock'];
+
+interface Scene {
+  soft: SoftCuda;
+  pool: Pool;
+  app: App;
+  criu: Client;
+  workerPid: number;
+}
+
+async function scene(t: Test, args: string[] = []): Promise<Scene> {
+  const soft = softCuda(t);
+  const pool = await startPool(t, soft, { args: ['--log', '3', ...args] });
+  const app = await startApp(t, programs, soft);
+  const criu = startClient(t, programs, pool.socket, 'criu');
+  await criu.say('connect plugin');
+  return { soft, pool, app, criu, workerPid: (await statusOf(pool)).worker.pid };
+}
+
+const warmAgain = (pool: Pool, generation: number, limitMs = 10_000): Promise<Status> =>
+  until(
+    `worker ${generation} is warm`,
+    async () => {
+      const status = await statusOf(pool);
+      return status.worker.state === 'warm' && status.worker.generation >= generation ? status : undefined;
+    },
+    limitMs,
+    20,
+  );
+
+t.test('the worker is killed while it has nothing to do', async (t) => {
+  const { pool, app, criu, workerPid } = await scene(t);
+  process.kill(workerPid, 'SIGKILL');
+  const status = await warmAgain(pool, 2);
+  t.equal(status.worker.replaced, 1, 'it is replaced');
+  t.match(status.errors[0]?.text, /signal 9/, 'and the report says how it died');
+  t.match(
+    await criu.say(`do state ${app.pid}`),
+    { error: 0, generation: 2 },
+    'the same connection is served by the new one',
+  );
+});
+
+t.test('the worker is killed again and again', async (t) => {
+  const { pool, criu, app } = await scene(t);
+  for (let generation = 1; generation <= 4; generation++)
+    process.kill((await warmAgain(pool, generation)).worker.pid, 'SIGKILL');
+  t.equal((await warmAgain(pool, 5)).worker.replaced, 4, 'it is replaced each time');
+  t.equal((await criu.say(`do state ${app.pid}`)).error, 0, 'and the pool works on');
+});
+
+t.test('the worker is stopped', async (t) => {
+  const { pool, app, criu, workerPid } = await scene(t);
+  process.kill(workerPid, 'SIGSTOP');
+  t.match(
+    await criu.say(`do state ${app.pid}`),
+    { error: 0, generation: 2 },
+    'what was asked of it meanwhile is answered by the next one',
+  );
+  t.match((await statusOf(pool)).errors[0]?.text, /did not answer/, 'and the report says why it was replaced');
+});
+
+for (const op of STEPS) {
+  t.test(`the worker is killed during ${op}`, async (t) => {
+    const { soft, pool, app, criu, workerPid } = await scene(t);
+    for (const step of STEPS.slice(0, STEPS.indexOf(op))) await criu.say(`do ${step} ${app.pid}`);
+    fault(soft, `${op}=hang:300`);
+    await criu.say(`begin ${op} ${app.pid}`);
+    await sleep(100);
+    process.kill(workerPid, 'SIGKILL');
+    const answer = await criu.say('next');
+    t.equal(answer.error, 0, 'the action succeeds all the same', answer);
+    t.equal(answer.generation, 2, 'by way of the next worker');
+    fault(soft, '');
+    for (const step of STEPS.slice(STEPS.indexOf(op) + 1))
+      t.equal((await criu.say(`do ${step} ${app.pid}`)).error, 0, `${step} follows`);
+    await app.runs('the application runs on');
+    t.equal((await statusOf(pool)).held_count, 0, 'and nothing is held');
+  });
+}
+
+t.test('an action hangs', async (t) => {
+  const { soft, pool, app, criu } = await scene(t, ['--action-limit', '1']);
+  const other = await startApp(t, programs, soft);
+  await criu.say(`do lock ${app.pid}`);
+  fault(soft, 'checkpoint=hang:4000@1');
+  await criu.say(`begin checkpoint ${app.pid}`);
+  await sleep(100);
+  fault(soft, '');
+  t.equal((await criu.say(`do state ${other.pid}`)).error, 0, 'others are served beside it');
+  const answer = await criu.say('next');
+  t.ok(answer.error < 0, 'it fails');
+  t.match(answer.line, /the process is/, 'and the answer says in which state the process is');
+  t.match(await warmAgain(pool, 2), { worker: { replaced: 1 } }, 'the worker was replaced');
+  t.equal((await criu.say(`do state ${other.pid}`)).error, 0, 'the pool works on');
+  await criu.kill();
+  await app.runs('and the application too, once its restore thread is back', 20_000);
+  await holdsNothing(t, pool, 'nothing is held');
+});
+
+t.test('a lock that an application does not grant in time is no hanging worker', async (t) => {
+  const { soft, pool, app, criu, workerPid } = await scene(t);
+  fault(soft, 'lock=600');
+  const answer = await criu.say(`do lock ${app.pid} 200`);
+  t.match(answer, { error: ERRNO.EREMOTEIO, cu: 600 }, "the driver's refusal comes through");
+  t.match(answer.line, /cuCheckpointProcessLock: CUDA_ERROR_NOT_READY \(600\)/, 'with its name');
+  const status = await statusOf(pool);
+  t.match(status, { held_count: 0, worker: { pid: workerPid, replaced: 0 } }, 'nothing is held, and the worker stays');
+});
+
+t.test('the keeper is killed', async (t) => {
+  const soft = softCuda(t);
+  const first = await startPool(t, soft, { args: ['--log', '3'] });
+  const { socket } = first;
+  const locked = await startApp(t, programs, soft);
+  const checkpointed = await startApp(t, programs, soft);
+  const patient = await startApp(t, programs, soft);
+  const leaving = startClient(t, programs, socket, 'criu');
+  const staying = startClient(t, programs, socket, 'criu');
+  await leaving.say('connect plugin');
+  await staying.say('connect plugin');
+  await leaving.say(`do lock ${locked.pid}`);
+  await leaving.say(`do lock ${checkpointed.pid}`);
+  await leaving.say(`do checkpoint ${checkpointed.pid}`);
+  await staying.say(`do lock ${patient.pid}`);
+  const { worker } = await statusOf(first);
+
+  first.child.kill('SIGKILL');
+  await leaving.kill();
+  await until('the worker goes with it', () => {
+    try {
+      process.kill(worker.pid, 0);
+      return false;
+    } catch {
+      return true;
+    }
+  });
+  const second = await startPool(t, soft, { socket, args: ['--log', '3'] });
+  t.match(await statusOf(second), { held_count: 3 }, 'the next one knows what is held');
+  await locked.runs('what was locked for a dead CRIU runs on');
+  await checkpointed.runs('what was checkpointed for it, too');
+  await patient.stands('what a living CRIU holds is left alone');
+  t.match(
+    await statusOf(second),
+    { held_count: 1, held: [{ pid: patient.pid, owner_pid: staying.pid }] },
+    'and known to be its own',
+  );
+  await staying.say('close');
+  await staying.say('connect plugin');
+  t.equal((await staying.say(`do checkpoint ${patient.pid}`)).error, 0, 'which may go on when it connects again');
+  await staying.kill();
+  await patient.runs('and is cared for when it dies');
+  await holdsNothing(t, second, 'nothing is held');
+});
+
+for (const op of ['lock', 'checkpoint']) {
+  t.test(`the keeper is killed during ${op}`, async (t) => {
+    const { soft, pool, app, criu } = await scene(t);
+    if (op === 'checkpoint') await criu.say(`do lock ${app.pid}`);
+    fault(soft, `${op}=hang:300`);
+    await criu.say(`begin ${op} ${app.pid}`);
+    await sleep(100);
+    pool.child.kill('SIGKILL');
+    await criu.kill();
+    const next = await startPool(t, soft, { socket: pool.socket });
+    await app.runs('the application runs on');
+    await holdsNothing(t, next, 'nothing is held');
+  });
+}
+
+t.test('a torn journal', async (t) => {
+  const { pool, soft, app, criu } = await scene(t);
+  const { appendFileSync } = await import('node:fs');
+  await criu.say(`do lock ${app.pid}`);
+  pool.child.kill('SIGKILL');
+  await criu.kill();
+  appendFileSync(`${pool.socket}.journal`, Buffer.from('torn in the middle of'));
+  const next = await startPool(t, soft, { socket: pool.socket });
+  await app.runs('hides nothing of what is whole');
+  await holdsNothing(t, next, 'nothing is held');
+});
