@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: MIT
+/* What the parts of the shim share. */
+#ifndef CUDAPOOL_PRELOAD_SHIM_H
+#define CUDAPOOL_PRELOAD_SHIM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "control_page.h"
+#include "log.h"
+#include "options.h"
+
+/* Indices into the tables below: cudapool_fn_cuInit and so on. */
+enum cudapool_function {
+#define GATED(name)   cudapool_fn_##name,
+#define WRAPPED(name) cudapool_fn_##name,
+#include "functions.def"
+#undef GATED
+#undef WRAPPED
+	CUDAPOOL_FUNCTIONS
+};
+
+/*
+ * Everything that belongs to this process and not to its children. It lies in pages that fork leaves
+ * zeroed in the child (MADV_WIPEONFORK), so a child starts as if the shim had just been loaded, with every lock free,
+ * however it was forked. All zero is the initial state.
+ */
+#define CUDAPOOL_STATE_ALIGN 65536 /* the largest page size */
+struct cudapool_state {
+	uint8_t gate;          /* 1: refuse what needs cuInit. First: stubs.S reads it */
+	uint8_t app_inited;    /* the application's own cuInit succeeded */
+	uint8_t started;       /* cudapool_start() was called */
+	uint8_t warm_at_start; /* the thread's first task */
+	uint8_t drop;          /* the application has a context of its own: the warm one is not wanted any more */
+	uint8_t exiting;       /* begin nothing new */
+	uint8_t initialised;   /* the driver, by us */
+	uint8_t at_exit;       /* our exit handler is registered */
+	uint32_t lock;         /* of all that follows; cudapool_lock() */
+	uint32_t log_lock;
+	uint32_t stage;                /* enum warm_stage in warm.c; a futex */
+	int device;                    /* of the warm context, from RUNNING on */
+	bool created_kind;             /* it was made by cuCtxCreate and is not a primary one */
+	void *context;                 /* the warm context */
+	uint64_t contexts;             /* that the application ever had */
+	uint64_t primaries;            /* bit N: the application retained the primary context of device N */
+	uint64_t environment;          /* what the driver was initialised with, as a hash */
+	unsigned long long start_time; /* of this process, as /proc says: a restored process has another */
+	struct cudapool_page *page;    /* never NULL once started: `own_page` where there is no memfd */
+	struct cudapool_page own_page;
+} __attribute__((aligned(CUDAPOOL_STATE_ALIGN)));
+extern struct cudapool_state cudapool_state;
+
+/* libcudapool.c */
+extern struct cudapool_options cudapool_options; /* valid once started */
+void cudapool_start(void);                       /* the page and the thread, once per process; from any thread */
+bool cudapool_program_is(const char *names);     /* one of a comma-separated list names this program */
+/* A lock that is no cancellation point, and that fork leaves free in the child. */
+void cudapool_lock(uint32_t *lock);
+void cudapool_unlock(uint32_t *lock);
+/* errno is left alone by these two. Wakes return how many were woken. */
+long cudapool_futex_wait(uint32_t *word, uint32_t value, long limit_ms);
+long cudapool_futex_wake(uint32_t *word, int count);
+/* The log file is opened for one line at a time: a file that is open and grows cannot be restored twice by CRIU. */
+bool cudapool_log_begin(enum cudapool_log_level level);
+void cudapool_log_end(void);
+#define shim_log(level, ...)                                                                                           \
+	do {                                                                                                           \
+		if (cudapool_log_begin(level)) {                                                                       \
+			cudapool_log(level, __VA_ARGS__);                                                              \
+			cudapool_log_end();                                                                            \
+		}                                                                                                      \
+	} while (0)
+
+/* resolve.c */
+extern bool cudapool_inert; /* hand out nothing, start nothing */
+extern void *cudapool_real[CUDAPOOL_FUNCTIONS];
+bool cudapool_driver_find(void);                           /* binds to a libcuda that is loaded */
+void *cudapool_driver_function(enum cudapool_function fn); /* the driver's own; NULL if it has none */
+void *cudapool_libc_function(const char *name);            /* the first definition in load order, without versions */
+
+/* page.c */
+void cudapool_page_make(void);
+void *cudapool_thread(void *unused);
+
+/* warm.c */
+int cudapool_warm(const char *why); /* 0 or a CUresult; in the shim's thread only */
+void cudapool_drop(void);           /* carries out state.drop; in the shim's thread */
+void cudapool_quiesce(void);        /* waits, within limits, until no warming is under way */
+
+#endif

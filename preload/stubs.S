@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: MIT
+/* The machine code of the interception: dlsym and dlvsym as tail calls, and two entries for each function of functions.def. */
+
+/*
+ * For the function with index N:
+ *
+ * - its stub, at cudapool_stubs + N * CUDAPOOL_STUB_SIZE, is what dlsym and cuGetProcAddress hand out. It
+ *   jumps to the driver's function, cudapool_real[N], which was stored before the stub was given to anyone;
+ *   or to the wrapper.
+ * - its export, NAME@libcuda.so.1, is what a program that links libcuda directly is bound to. It jumps to
+ *   cudapool_entry[N], which the first call finds out: the stub, or the function of another library that stands
+ *   between us and the driver.
+ *
+ * The exports have the driver's version, but not as the default one (one @). The loader binds to such a symbol
+ * what was linked against a libcuda with that version, and, as it is our first version, what was linked against one
+ * without any. But dlsym does not find it: dlsym(RTLD_DEFAULT, "cuInit") must stay NULL in a process without CUDA, and
+ * find the driver's own in one with it.
+ *
+ * No table of pointers anywhere: it would have to be relocated in every process that never uses CUDA.
+ */
+#include "stub_size.h"
+
+#if defined(__x86_64__)
+
+/* Keeps what a function may have been given in registers, calls `function`, leaves its result in r11. */
+.macro call_keeping function, setup:vararg
+	push %rbp
+	.cfi_adjust_cfa_offset 8
+	.cfi_rel_offset %rbp, 0
+	mov %rsp, %rbp
+	.cfi_def_cfa_register %rbp
+	and $-16, %rsp
+	sub $192, %rsp
+	mov %rdi, (%rsp)
+	mov %rsi, 8(%rsp)
+	mov %rdx, 16(%rsp)
+	mov %rcx, 24(%rsp)
+	mov %r8, 32(%rsp)
+	mov %r9, 40(%rsp)
+	mov %rax, 48(%rsp)
+	movaps %xmm0, 64(%rsp)
+	movaps %xmm1, 80(%rsp)
+	movaps %xmm2, 96(%rsp)
+	movaps %xmm3, 112(%rsp)
+	movaps %xmm4, 128(%rsp)
+	movaps %xmm5, 144(%rsp)
+	movaps %xmm6, 160(%rsp)
+	movaps %xmm7, 176(%rsp)
+	\setup
+	call \function
+	mov %rax, %r11
+	movaps 176(%rsp), %xmm7
+	movaps 160(%rsp), %xmm6
+	movaps 144(%rsp), %xmm5
+	movaps 128(%rsp), %xmm4
+	movaps 112(%rsp), %xmm3
+	movaps 96(%rsp), %xmm2
+	movaps 80(%rsp), %xmm1
+	movaps 64(%rsp), %xmm0
+	mov 48(%rsp), %rax
+	mov 40(%rsp), %r9
+	mov 32(%rsp), %r8
+	mov 24(%rsp), %rcx
+	mov 16(%rsp), %rdx
+	mov 8(%rsp), %rsi
+	mov (%rsp), %rdi
+	leave
+	.cfi_def_cfa %rsp, 8
+	.cfi_restore %rbp
+.endm
+
+/*
+ * RTLD_NEXT and RTLD_DEFAULT are relative to the address that dlsym returns to. So the real one is not called
+ * but jumped to, with the stack and the arguments as they were; on_* returns what is to be given back
+ * instead, or NULL.
+ */
+.macro lookup name, caller_register
+	.globl \name
+	.type \name, %function
+	.balign 16
+\name:
+	.cfi_startproc
+	call_keeping cudapool_on_\name, mov 8(%rbp), \caller_register
+	test %r11, %r11
+	jne 1f
+	mov cudapool_real_\name(%rip), %r11
+	test %r11, %r11
+	je 1f
+	jmp *%r11
+1:	mov %r11, %rax
+	ret
+	.cfi_endproc
+	.size \name, . - \name
+.endm
+
+.macro bind_first_call
+	.cfi_startproc
+	call_keeping cudapool_bind, mov %r11d, %edi
+	jmp *%r11
+	.cfi_endproc
+.endm
+
+.macro refuse
+	mov $3, %eax /* CUDA_ERROR_NOT_INITIALIZED */
+	ret
+.endm
+
+.macro gated_stub name
+	cmpb $0, cudapool_state(%rip)
+	jne cudapool_refuse
+	jmp *(cudapool_real + 8 * index)(%rip)
+.endm
+
+.macro wrapped_stub name
+	jmp cudapool_wrap_\name
+.endm
+
+.macro export_entry
+	mov (cudapool_entry + 8 * index)(%rip), %r11
+	test %r11, %r11
+	je 1f
+	jmp *%r11
+1:	mov $index, %r11d
+	jmp cudapool_bind_first_call
+.endm
+
+#define CALLER_OF_DLSYM	 %rdx
+#define CALLER_OF_DLVSYM %rcx
+
+#elif defined(__aarch64__)
+
+/* Keeps what a function may have been given in registers, calls `function`, leaves its result in x16. */
+.macro call_keeping function, setup:vararg
+	stp x29, x30, [sp, #-224]!
+	.cfi_adjust_cfa_offset 224
+	.cfi_rel_offset x29, 0
+	.cfi_rel_offset x30, 8
+	mov x29, sp
+	stp x0, x1, [sp, #16]
+	stp x2, x3, [sp, #32]
+	stp x4, x5, [sp, #48]
+	stp x6, x7, [sp, #64]
+	str x8, [sp, #80]
+	stp q0, q1, [sp, #96]
+	stp q2, q3, [sp, #128]
+	stp q4, q5, [sp, #160]
+	stp q6, q7, [sp, #192]
+	\setup
+	bl \function
+	mov x16, x0
+	ldp q6, q7, [sp, #192]
+	ldp q4, q5, [sp, #160]
+	ldp q2, q3, [sp, #128]
+	ldp q0, q1, [sp, #96]
+	ldr x8, [sp, #80]
+	ldp x6, x7, [sp, #64]
+	ldp x4, x5, [sp, #48]
+	ldp x2, x3, [sp, #32]
+	ldp x0, x1, [sp, #16]
+	ldp x29, x30, [sp], #224
+	.cfi_adjust_cfa_offset -224
+	.cfi_restore x29
+	.cfi_restore x30
+.endm
+
+/* See the x86-64 one. */
+.macro lookup name, caller_register
+	.globl \name
+	.type \name, %function
+	.balign 16
+\name:
+	.cfi_startproc
+	call_keeping cudapool_on_\name, mov \caller_register, x30
+	cbnz x16, 1f
+	adrp x16, cudapool_real_\name
+	ldr x16, [x16, #:lo12:cudapool_real_\name]
+	cbz x16, 1f
+	br x16
+1:	mov x0, x16
+	ret
+	.cfi_endproc
+	.size \name, . - \name
+.endm
+
+.macro bind_first_call
+	.cfi_startproc
+	call_keeping cudapool_bind, mov w0, w17
+	br x16
+	.cfi_endproc
+.endm
+
+.macro refuse
+	mov w0, #3 /* CUDA_ERROR_NOT_INITIALIZED */
+	ret
+.endm
+
+.macro gated_stub name
+	adrp x16, cudapool_state
+	ldrb w16, [x16, #:lo12:cudapool_state]
+	cbnz w16, 1f
+	adrp x16, cudapool_real + 8 * index
+	ldr x16, [x16, #:lo12:cudapool_real + 8 * index]
+	br x16
+1:	b cudapool_refuse
+.endm
+
+.macro wrapped_stub name
+	b cudapool_wrap_\name
+.endm
+
+.macro export_entry
+	adrp x16, cudapool_entry + 8 * index
+	ldr x16, [x16, #:lo12:cudapool_entry + 8 * index]
+	cbz x16, 1f
+	br x16
+1:	mov w17, #index
+	b cudapool_bind_first_call
+.endm
+
+#define CALLER_OF_DLSYM	 x2
+#define CALLER_OF_DLVSYM x3
+
+#else
+#error "the shim is written for x86-64 and aarch64"
+#endif
+
+	.text
+	lookup dlsym, CALLER_OF_DLSYM
+	lookup dlvsym, CALLER_OF_DLVSYM
+
+	.balign 16
+	.type cudapool_bind_first_call, %function
+cudapool_bind_first_call:
+	bind_first_call
+	.size cudapool_bind_first_call, . - cudapool_bind_first_call
+
+	.balign 16
+	.globl cudapool_refuse
+	.hidden cudapool_refuse
+	.type cudapool_refuse, %function
+cudapool_refuse:
+	.cfi_startproc
+	refuse
+	.cfi_endproc
+	.size cudapool_refuse, . - cudapool_refuse
+
+/* The stubs. */
+#define GATED(name)   .balign CUDAPOOL_STUB_SIZE; gated_stub name; .set index, index + 1;
+#define WRAPPED(name) .balign CUDAPOOL_STUB_SIZE; wrapped_stub name; .set index, index + 1;
+	.balign CUDAPOOL_STUB_SIZE
+	.globl cudapool_stubs
+	.hidden cudapool_stubs
+	.type cudapool_stubs, %function
+cudapool_stubs:
+	.cfi_startproc
+	.set index, 0
+#include "functions.def"
+	.cfi_endproc
+	.size cudapool_stubs, . - cudapool_stubs
+#undef GATED
+#undef WRAPPED
+
+/* The exports. */
+.macro export name
+	.balign 16
+	.globl cudapool_export_\name
+	.type cudapool_export_\name, %function
+	.symver cudapool_export_\name, \name@libcuda.so.1
+cudapool_export_\name:
+	export_entry
+	.size cudapool_export_\name, . - cudapool_export_\name
+	.set index, index + 1
+.endm
+#define GATED(name)   export name;
+#define WRAPPED(name) export name;
+	.cfi_startproc
+	.set index, 0
+#include "functions.def"
+	.cfi_endproc
+
+	.section .note.GNU-stack, "", %progbits
