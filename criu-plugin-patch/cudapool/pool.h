@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* The plugin's side of the pool: its options, its connection, and actions with CRIU's deadlines. */
+#ifndef CUDAPOOL_PLUGIN_POOL_H
+#define CUDAPOOL_PLUGIN_POOL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "wire/client.h"
+
+/* What the options ask of the plugin. All zero: behave as upstream's. */
+struct cudapool_settings {
+	bool pool;	  /* CRIU_CUDA_CONTEXT_POOL */
+	bool loud;	  /* a GPU restore that failed fails CRIU's restore */
+	int pool_window;  /* processes of a tree that are restored at once through the pool */
+	int tool_window;  /* the same by executing cuda-checkpoint */
+};
+
+/*
+ * Reads the options, once. A mistake in them is an error in CRIU's log and leaves everything off: neither
+ * a dump nor a restore is lost to a typing error.
+ */
+const struct cudapool_settings *cudapool_settings(void);
+
+/*
+ * Connects to the pool and starts one if there is none and CUDAPOOL_START allows it. `stage` is
+ * CRIU's. A dump waits until the driver is warm, as its first action follows at once and under an alarm; a
+ * restore does not, cudapool_pool_warm() does. 0 or a negative errno, and cudapool_pool_text() says why.
+ */
+int cudapool_pool_open(int stage);
+
+/* Waits until the pool is warm, where it was not when it was connected. 0 or a negative errno; the connection may be new. */
+int cudapool_pool_warm(void);
+
+/* The pool's last word on itself; meaningful while it is usable. */
+const struct cudapool_welcome *cudapool_pool_welcome(void);
+
+/* False before cudapool_pool_open(), and after anything broke the connection. */
+bool cudapool_pool_usable(void);
+
+const char *cudapool_pool_text(void);
+
+/* CRIU's alarm is running: from the first call on, all actions together have `timeout_s` (0: no limit). */
+void cudapool_pool_pausing(unsigned int timeout_s);
+void cudapool_pool_paused(void);
+
+/* What is left of that for a lock, in ms, at least 1; timeout_ms where there is no such deadline. */
+unsigned int cudapool_pool_time_left(unsigned int timeout_ms);
+
+/*
+ * One action from start to end; timeout_ms is for a lock, 0: the pool's own limit. 0: it was carried
+ * out or refused, result->error and result->text say which. Negative errno: the pool is lost (said in
+ * the log, once), and it is unknown how far the action came.
+ */
+int cudapool_pool_action(enum cudapool_op op, int pid, unsigned int timeout_ms, struct cudapool_result *result);
+
+/* The same for several actions at once: the number that the result will carry, and the next result. */
+int cudapool_pool_begin(enum cudapool_op op, int pid, uint32_t *request);
+int cudapool_pool_next(struct cudapool_result *result);
+
+/* The end of a dump: what becomes of the processes that are still locked or checkpointed. */
+int cudapool_pool_release(enum cudapool_release_how how);
+
+void cudapool_pool_close(void);
+
+/* "lock" and so on, as in cuda-checkpoint's --action; 0 for anything else. */
+enum cudapool_op cudapool_op_of(const char *action);
+
+#endif

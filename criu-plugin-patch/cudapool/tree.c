@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Restores the GPU state of all processes of the tree, and ends a restore that failed. */
+#include "criu-log.h"
+#include "pstree.h"
+#include "xmalloc.h"
+
+#include "cudapool/tree.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "cudapool/pool.h"
+
+#undef LOG_PREFIX
+#define LOG_PREFIX "cuda_plugin: "
+
+#define REAP_LIMIT_MS 5000 /* for what was killed to end */
+
+struct task {
+	int pid;
+	int restore_tid;
+	k_rtsigset_t saved; /* the restore thread's signal mask */
+	bool begun;	    /* something was asked of the pool */
+	bool done;
+	enum cudapool_op op; /* under way in the pool, as `request` */
+	uint32_t request;
+	int child; /* the process that executes cuda-checkpoint; 0: none */
+};
+
+struct tree {
+	const struct cudapool_tree_ops *ops;
+	struct task *tasks;
+	int count; /* of those that use CUDA */
+};
+
+static int64_t now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000LL + ts.tv_nsec / 1000000;
+}
+
+/* Reaps a thread that was killed; a stop that it reported before is taken along. True: it is gone. */
+static bool reap(int tid)
+{
+	int status, ret;
+
+	do {
+		ret = waitpid(tid, &status, __WALL | WNOHANG);
+		if (ret == tid && (WIFEXITED(status) || WIFSIGNALED(status)))
+			return true;
+	} while (ret == tid || (ret < 0 && errno == EINTR));
+	return ret < 0;
+}
+
+static int reap_task(const struct pstree_item *item)
+{
+	int left = !reap(item->pid->real), i;
+
+	for (i = 0; i < item->nr_threads; i++)
+		if (item->threads[i].real > 0 && item->threads[i].real != item->pid->real)
+			left += !reap(item->threads[i].real);
+	return left;
+}
+
+/*
+ * CRIU would wait for the first process only, and for ever: that one ends after all others of its pid
+ * namespace, and those, being traced, are gone only when we reap them. There is no order to do that in, as
+ * any thread of the first process may be the one that waits for the rest: so all are asked for in turn.
+ */
+static void kill_tree(void)
+{
+	const struct timespec pause = { .tv_nsec = 1000000 };
+	int64_t deadline = now_ms() + REAP_LIMIT_MS;
+	struct pstree_item *item;
+	int left;
+
+	for_each_pstree_item(item)
+		if (task_alive(item))
+			kill(item->pid->real, SIGKILL);
+
+	for (;;) {
+		left = 0;
+		for_each_pstree_item(item)
+			if (task_alive(item))
+				left += reap_task(item);
+		if (!left)
+			return;
+		if (now_ms() > deadline)
+			break;
+		nanosleep(&pause, NULL);
+	}
+	pr_err("%d threads were killed and do not end; CRIU may wait for them\n", left);
+}
+
+static int collect(struct tree *tree)
+{
+	struct pstree_item *item;
+	int alive = 0;
+
+	for_each_pstree_item(item)
+		alive += task_alive(item);
+	tree->tasks = xzalloc(alive * sizeof(*tree->tasks));
+	if (!tree->tasks)
+		return -1;
+
+	for_each_pstree_item(item) {
+		int tid;
+
+		if (!task_alive(item))
+			continue;
+		tid = tree->ops->restore_tid(item->pid->real);
+		if (tid == -1) {
+			pr_info("No need to resume devices on pid %d\n", item->pid->real);
+			continue;
+		}
+		tree->ops->prewarm(item->pid->real);
+		tree->tasks[tree->count].pid = item->pid->real;
+		tree->tasks[tree->count].restore_tid = tid;
+		tree->count++;
+	}
+
+	/* The dump put the plugin's name into the inventory because it saw at least one. */
+	if (tree->count == 0) {
+		pr_err("No process of the tree answers to the CUDA driver, although the dump had one: is the driver running, and is it the same version?\n");
+		return -1;
+	}
+	return 0;
+}
+
+static struct task *find_task(struct tree *tree, uint32_t request)
+{
+	int i;
+
+	for (i = 0; i < tree->count; i++)
+		if (tree->tasks[i].op && tree->tasks[i].request == request)
+			return &tree->tasks[i];
+	return NULL;
+}
+
+static int begin(struct task *task, enum cudapool_op op)
+{
+	task->op = op;
+	task->begun = true;
+	return cudapool_pool_begin(op, task->pid, &task->request);
+}
+
+/* 0: all done. -EAGAIN: the pool was lost, what is not done is left to cuda-checkpoint. -1: one has failed. */
+static int restore_by_pool(struct tree *tree, int window)
+{
+	int next = 0, under_way = 0, done = 0;
+
+	while (done < tree->count) {
+		struct cudapool_result result;
+		struct task *task;
+
+		while (under_way < window && next < tree->count) {
+			if (begin(&tree->tasks[next++], CUDAPOOL_OP_RESTORE))
+				return -EAGAIN;
+			under_way++;
+		}
+
+		if (cudapool_pool_next(&result))
+			return -EAGAIN;
+		task = find_task(tree, result.h.request);
+		if (!task)
+			continue; /* an answer that nobody waits for */
+		if (result.error) {
+			pr_err("RESUME_DEVICES %s of pid %d failed: %s\n",
+			       task->op == CUDAPOOL_OP_RESTORE ? "RESTORE" : "UNLOCK", task->pid, result.text);
+			return -1;
+		}
+		pr_debug("%s of pid %d took the driver %u us\n", task->op == CUDAPOOL_OP_RESTORE ? "restore" : "unlock",
+			 task->pid, result.elapsed_us);
+
+		if (task->op == CUDAPOOL_OP_RESTORE) {
+			if (begin(task, CUDAPOOL_OP_UNLOCK))
+				return -EAGAIN;
+			continue;
+		}
+		task->op = 0;
+		task->done = true;
+		under_way--;
+		done++;
+	}
+	return 0;
+}
+
+/* A child of our own, as upstream's way of executing cuda-checkpoint waits until that has ended. */
+static int start_child(const struct cudapool_tree_ops *ops, struct task *task)
+{
+	int child = fork();
+
+	if (child < 0) {
+		pr_perror("Cannot fork to restore pid %d", task->pid);
+		return -1;
+	}
+	if (child == 0) {
+		setpgid(0, 0); /* so that it can be ended together with what it executes */
+		_exit(ops->restore(task->pid, task->begun) ? 1 : 0);
+	}
+	setpgid(child, child);
+	task->child = child;
+	return 0;
+}
+
+static int wait_child(struct task *task)
+{
+	int status, ret;
+
+	/* Never for 'any child': that would take what the traced threads report to CRIU. */
+	do {
+		ret = waitpid(task->child, &status, 0);
+	} while (ret < 0 && errno == EINTR);
+	task->child = 0;
+	task->done = ret > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+	return task->done ? 0 : -1;
+}
+
+static void end_children(struct tree *tree)
+{
+	int i;
+
+	for (i = 0; i < tree->count; i++) {
+		if (!tree->tasks[i].child)
+			continue;
+		kill(-tree->tasks[i].child, SIGKILL);
+		wait_child(&tree->tasks[i]);
+	}
+}
+
+/* Those that are not done yet, `window` at once, waited for in their order. */
+static int restore_by_children(struct tree *tree, int window)
+{
+	int next = 0, under_way = 0, i, ret = 0;
+
+	for (i = 0; i < tree->count && !ret; i++) {
+		for (; under_way < window && next < tree->count && !ret; next++) {
+			if (tree->tasks[next].done)
+				continue;
+			ret = start_child(tree->ops, &tree->tasks[next]);
+			under_way += !ret;
+		}
+		if (ret || !tree->tasks[i].child)
+			continue;
+		ret = wait_child(&tree->tasks[i]);
+		under_way--;
+		if (ret)
+			pr_err("RESUME_DEVICES of pid %d failed\n", tree->tasks[i].pid);
+	}
+	if (ret)
+		end_children(tree);
+	return ret;
+}
+
+static int restore_all(struct tree *tree)
+{
+	const struct cudapool_settings *settings = cudapool_settings();
+	int i, ret;
+
+	/* The threads have to be running while the driver restores, and everything else of the processes stopped. */
+	for (i = 0; i < tree->count; i++) {
+		pr_info("resuming devices on pid %d, restore thread %d\n", tree->tasks[i].pid, tree->tasks[i].restore_tid);
+		if (tree->ops->resume_thread(tree->tasks[i].restore_tid, &tree->tasks[i].saved))
+			return -1;
+	}
+
+	ret = -EAGAIN;
+	if (cudapool_pool_usable())
+		ret = restore_by_pool(tree, settings->pool_window);
+	if (ret == -EAGAIN)
+		ret = restore_by_children(tree, settings->tool_window);
+	if (ret)
+		return -1;
+
+	for (i = 0; i < tree->count; i++)
+		if (tree->ops->interrupt_thread(tree->tasks[i].restore_tid, &tree->tasks[i].saved))
+			return -1;
+	return 0;
+}
+
+int cudapool_restore_tree(const struct cudapool_tree_ops *ops)
+{
+	static bool known;
+	static int outcome;
+	struct tree tree = { .ops = ops };
+	int64_t start = now_ms();
+
+	if (known)
+		return outcome;
+	known = true;
+
+	outcome = collect(&tree);
+	if (!outcome)
+		outcome = restore_all(&tree);
+	if (outcome) {
+		pr_err("The GPU restore failed: killing the tree, so that CRIU fails too. The images stay as they are and can be restored again\n");
+		kill_tree();
+	} else {
+		pr_info("GPU state of %d process(es) restored in %lld ms\n", tree.count, (long long)(now_ms() - start));
+	}
+	xfree(tree.tasks);
+	return outcome;
+}

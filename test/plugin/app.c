@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: MIT
+/*
+ * An application for CRIU: `app CUDA PLAIN DIR` becomes a tree of CUDA processes that 'use CUDA' and PLAIN that do not.
+ * `app CUDA PLAIN DIR ROOT` puts it into pid and mount namespaces of its own, like a container; DIR is then below ROOT.
+ */
+#include "fakestate.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static char answer[4096];
+
+/* Shows that the process runs: a file that was not there when it was dumped. */
+static void on_ask(int signal)
+{
+	int fd = open(answer, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+
+	if (fd >= 0)
+		close(fd);
+}
+
+static void *sleeper(void *unused)
+{
+	for (;;)
+		pause();
+	return unused;
+}
+
+/* Becomes ROOT/app, the first process of new namespaces whose only mounts are ROOT and its /proc. */
+static int contain(char **argv)
+{
+	const char *root = argv[4];
+	int status;
+	pid_t child;
+
+	if (unshare(CLONE_NEWPID | CLONE_NEWNS))
+		return -1;
+	child = fork();
+	if (child > 0) {
+		waitpid(child, &status, 0);
+		_exit(0);
+	}
+	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) || mount(root, root, NULL, MS_BIND, NULL) || chdir(root) ||
+	    mkdir("proc", 0755) || mount("proc", "proc", "proc", 0, NULL) || mkdir("dev", 0755) ||
+	    mknod("dev/null", S_IFCHR | 0666, makedev(1, 3)))
+		return -1;
+	if (syscall(SYS_pivot_root, ".", ".") || umount2(".", MNT_DETACH))
+		return -1;
+	return execl("/app", "app", argv[1], argv[2], argv[3], NULL);
+}
+
+int main(int argc, char **argv)
+{
+	int cuda, plain, index = 0, i;
+	pthread_t thread;
+
+	if (argc != 4 && argc != 5)
+		return 2;
+	if (argc == 5 && contain(argv))
+		return 1;
+	cuda = atoi(argv[1]);
+	plain = atoi(argv[2]);
+	close_range(3, ~0u, 0); /* what a test runner left open cannot be dumped */
+	if (setsid() < 0 && getpid() != getsid(0))
+		return 1;
+	for (i = 0; i < 3; i++) {
+		close(i);
+		if (open("/dev/null", O_RDWR) != i)
+			return 1;
+	}
+	if (chdir("/"))
+		return 1;
+
+	for (i = 1; i < cuda + plain; i++) {
+		if (fork() == 0) {
+			index = i;
+			break;
+		}
+	}
+
+	prctl(PR_SET_NAME, index < cuda ? FAKE_APP_NAME : "plain-app");
+	snprintf(answer, sizeof(answer), "%s/alive.%d", argv[3], getpid());
+	signal(SIGUSR1, on_ask);
+	/* The thread that stands for the driver's restore thread, and one more. */
+	if (pthread_create(&thread, NULL, sleeper, NULL) || pthread_create(&thread, NULL, sleeper, NULL))
+		return 1;
+	on_ask(SIGUSR1);
+	sleeper(NULL);
+	return 0;
+}

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: MIT
+# Steps of a scenario; sourced by bash as the first process of a pid namespace of its own, so that pids are free at
+# a restore and nothing outlives the test. Set by the caller: CRIU, CRIU_LIBS_DIR, T (an empty folder), FAKE (programs).
+# Results are lines NAME=VALUE on stdout.
+export FAKE_STATE_DIR=$T CUDAPOOL_SOCKET=$T/pool.sock CUDAPOOL_CONFIG=$T/conf CRIU_FAULT=138
+export CUDAPOOL_START=${CUDAPOOL_START-0} PATH=${TOOLS-$FAKE/bin}:/usr/sbin:/usr/bin:/sbin:/bin
+mkdir -p "$T/img"
+ANSWERS=$T
+RESTORE=
+: >"$T/conf"
+
+# start_app CUDA PLAIN: a tree of so many processes that do and do not 'use CUDA'
+start_app() {
+	"$FAKE/app" "$1" "$2" "$T" &
+	APP=$!
+	TREE=$(($1 + $2))
+	wait_for "ls $T/alive.* 2>/dev/null | wc -l | grep -qx $TREE"
+	rm -f "$T"/alive.*
+}
+
+# The same in pid and mount namespaces of its own, as in a container
+start_contained_app() {
+	ANSWERS=$T/root/answers
+	mkdir -p "$ANSWERS"
+	cp "$FAKE/app" "$T/root/app"
+	"$FAKE/app" "$1" "$2" /answers "$T/root" &
+	TREE=$(($1 + $2))
+	wait_for "ls $ANSWERS/alive.* 2>/dev/null | wc -l | grep -qx $TREE"
+	rm -f "$ANSWERS"/alive.*
+	APP=$(pgrep -P $!)
+	mount --bind "$T/root" "$T/root"
+	RESTORE="--root $T/root"
+}
+
+start_pool() {
+	"$FAKE/fakepool" --socket "$CUDAPOOL_SOCKET" "$@" &
+	POOL=$!
+	wait_for "test -S $CUDAPOOL_SOCKET"
+}
+
+stop_pool() {
+	kill "$POOL"
+	wait "$POOL" 2>/dev/null
+	rm -f "$CUDAPOOL_SOCKET"
+}
+
+wait_for() {
+	for _ in $(seq 400); do
+		eval "$1" && return
+		sleep 0.01
+	done
+	echo "gave_up=$1"
+	exit 1
+}
+
+# criu_do NAME ARGUMENT...: runs CRIU, notes exit code and time
+criu_do() {
+	local name=$1 start=${EPOCHREALTIME/./} rc
+	shift
+	rm -f "$T/$name.log"
+	timeout -s KILL 30 "$CRIU" "$@" -D "$T/img" -v4 -o "$T/$name.log" --network-lock skip >/dev/null 2>&1
+	rc=$?
+	echo "$name=$rc"
+	echo "${name}_ms=$(((${EPOCHREALTIME/./} - start) / 1000))"
+}
+
+dump() {
+	criu_do "${NAME-dump}" dump -t "$APP" "$@"
+}
+
+restore() {
+	criu_do "${NAME-restore}" restore -d $RESTORE "$@"
+}
+
+# Who of the tree runs and answers
+answers() {
+	rm -f "$ANSWERS"/alive.*
+	pkill -USR1 -x cuda-app
+	pkill -USR1 -x plain-app
+	for _ in $(seq 100); do
+		[ "$(ls "$ANSWERS"/alive.* 2>/dev/null | wc -l)" = "$TREE" ] && break
+		sleep 0.01
+	done
+	echo "$1=$(ls "$ANSWERS"/alive.* 2>/dev/null | wc -l)"
+}
+
+# Processes and zombies of the tree
+left() {
+	echo "$1=$(ps -eo comm | grep -cE '^(cuda-app|plain-app|app)')"
+}
+
+# States of the processes' GPU side: 0 running, 1 locked, 2 checkpointed
+states() {
+	echo "$1=$(cat "$T"/state.* 2>/dev/null | fold -w1 | sort | uniq -c | awk '{printf "%s%sx%s", s, $2, $1; s=","}')"
+}
+
+# Puts the processes' GPU side back to what it was when they were dumped: a driver has that in the process itself
+as_dumped() {
+	for file in "$T"/state.*; do
+		printf 2 >"$file"
+	done
+}
