@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: MIT
+// cudapoold: starting, asking and stopping the pool, and the table of options that it knows.
+import { existsSync, readFileSync, readlinkSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+import * as v from 'valibot';
+import { CudapoolError, requireRoot, unfitError } from '../errors.ts';
+import { built } from '../paths.ts';
+import { type ExecResult, exec, lastLines, look } from './exec.ts';
+
+export interface PoolPlace {
+  /** Default: CUDAPOOL_SOCKET, the configuration file, or the daemon's own default. */
+  socket?: string | undefined;
+  /** Default: the one in this tree. */
+  daemon?: string | undefined;
+  env?: Record<string, string | undefined> | undefined;
+}
+
+export function daemonOf({ daemon }: PoolPlace): string {
+  const path = daemon ?? (process.env.CUDAPOOL_DAEMON || built.cudapoold);
+  if (!existsSync(path)) {
+    throw unfitError(
+      'ERR_CUDAPOOL_NOT_BUILT',
+      `${path} is not there`,
+      daemon ? 'correct the path' : 'cudapool setup --for use',
+    );
+  }
+  return path;
+}
+
+const socketArgs = ({ socket }: PoolPlace): string[] => (socket === undefined ? [] : ['--socket', socket]);
+
+async function ask(place: PoolPlace, args: readonly string[], timeoutMs = 15_000): Promise<ExecResult> {
+  return look(daemonOf(place), [...args, ...socketArgs(place)], {
+    timeoutMs,
+    reject: false,
+    ...(place.env !== undefined && { env: place.env }),
+  });
+}
+
+const Option = v.object({
+  name: v.string(),
+  environment: v.string(),
+  type: v.picklist(['BOOL', 'NUMBER', 'STRING']),
+  default: v.string(),
+  min: v.number(),
+  max: v.number(),
+  readers: v.array(v.picklist(['pool', 'shim', 'plugin', 'harness'])),
+  text: v.string(),
+  value: v.optional(v.union([v.string(), v.number()])),
+  source: v.optional(v.picklist(['environment', 'file', 'default'])),
+});
+export type PoolOption = v.InferOutput<typeof Option>;
+
+/** How wire/client.c says that nobody listens, and that a pool of another version does. */
+const ABSENT = /: no pool answers there/;
+const OTHER_VERSION = /speaks version \d+, this client/;
+
+/** What the daemon said on stderr, without its log prefix. */
+const complaint = (ran: ExecResult): string =>
+  lastLines(ran.stderr || ran.stdout, 1)[0]?.replace(/^cudapoold?(\[\d+\])?: */, '') ?? 'it said nothing';
+
+/** The table of wire/options.def, with the values that hold here. A configuration that is wrong is an error. */
+export async function poolOptions(place: PoolPlace = {}): Promise<PoolOption[]> {
+  const ran = await ask(place, ['--options']);
+  if (ran.exitCode !== 0) {
+    throw new CudapoolError('ERR_CUDAPOOL_CONFIG', complaint(ran), {
+      hint: 'correct that value; `cudapool options` describes each',
+    });
+  }
+  return parse(v.array(Option), ran, 'options');
+}
+
+function parse<T extends v.GenericSchema>(schema: T, ran: ExecResult, what: string): v.InferOutput<T> {
+  let document: unknown;
+  try {
+    document = JSON.parse(ran.stdout);
+  } catch (cause) {
+    throw strange(ran, what, cause);
+  }
+  const parsed = v.safeParse(schema, document);
+  if (!parsed.success) throw strange(ran, what, new v.ValiError(parsed.issues));
+  return parsed.output;
+}
+
+const strange = (ran: ExecResult, what: string, cause: unknown): CudapoolError =>
+  new CudapoolError(
+    'ERR_CUDAPOOL_DAEMON_VERSION',
+    `the daemon reports its ${what} in a form that this version does not know`,
+    {
+      cause,
+      lines: lastLines(ran.stdout, 3),
+      hint: 'the daemon is of another version: `cudapool pool restart` starts the one of this tree',
+    },
+  );
+
+/** What of pool/status.c's report others than people look at; the rest is passed on as it is. */
+const Status = v.looseObject({
+  build: v.string(),
+  pid: v.number(),
+  socket: v.string(),
+  worker: v.looseObject({
+    pid: v.number(),
+    state: v.picklist(['starting', 'warm', 'failed']),
+    generation: v.number(),
+    text: v.string(),
+  }),
+});
+export type PoolStatus = v.InferOutput<typeof Status>;
+
+export type PoolState =
+  | { running: true; status: PoolStatus }
+  /** There is none (`absent`), or one that cannot be asked. */
+  | { running: false; absent: boolean; why: string };
+
+/** What the pool reports; a pool that is not there, or refuses, is no error here. */
+export async function poolState(place: PoolPlace = {}): Promise<PoolState> {
+  const ran = await ask(place, ['--status']);
+  if (ran.exitCode === 0) return { running: true, status: parse(Status, ran, 'status') };
+  const why = complaint(ran);
+  return { running: false, absent: ABSENT.test(why), why };
+}
+
+/** Starts a pool in the background; returns when it takes clients. */
+export async function startPool(
+  place: PoolPlace,
+  options: { idleS?: number | undefined; contexts?: number | undefined },
+): Promise<void> {
+  requireRoot('start the pool');
+  const args = ['--daemonize', ...socketArgs(place)];
+  if (options.idleS !== undefined) args.push('--idle', `${options.idleS}`);
+  if (options.contexts !== undefined) args.push('--contexts', `${options.contexts}`);
+  const ran = await exec(daemonOf(place), args, {
+    timeoutMs: 30_000,
+    reject: false,
+    ...(place.env !== undefined && { env: place.env }),
+  });
+  if (ran.exitCode !== 0) {
+    throw new CudapoolError('ERR_CUDAPOOL_POOL_START', `the pool did not start: ${complaint(ran)}`, {
+      lines: lastLines(ran.stderr),
+      hint: `see more with: CUDAPOOL_LOG=4 ${ran.command.replace('--daemonize', '--foreground')}`,
+    });
+  }
+}
+
+/** Ends the pool. It refuses while it holds processes of a dump or restore under way. */
+export async function stopPool(place: PoolPlace): Promise<void> {
+  requireRoot('stop the pool');
+  const ran = await exec(daemonOf(place), ['--stop', ...socketArgs(place)], {
+    timeoutMs: 30_000,
+    reject: false,
+    ...(place.env !== undefined && { env: place.env }),
+  });
+  if (ran.exitCode === 0) return;
+  const why = complaint(ran);
+  if (OTHER_VERSION.test(why) && (await terminate(place))) return;
+  throw new CudapoolError('ERR_CUDAPOOL_POOL_STOP', `the pool was not stopped: ${why}`, {
+    hint: 'see what it holds: cudapool status',
+  });
+}
+
+/** A pool of another version understands no message of ours; SIGTERM every version understands. */
+async function terminate(place: PoolPlace): Promise<boolean> {
+  const socket = place.socket ?? (await poolOptions(place)).find((option) => option.name === 'socket')?.value;
+  let pid: number;
+  try {
+    pid = Number(readFileSync(`${socket}.lock`, 'utf8').trim()); // the pool holds this file, and wrote its pid there
+    if (!/\/cudapoold( \(deleted\))?$/.test(readlinkSync(`/proc/${pid}/exe`))) return false;
+    process.kill(pid, 'SIGTERM');
+  } catch {
+    return false;
+  }
+  for (const end = performance.now() + 15_000; performance.now() < end; ) {
+    if (!existsSync(`/proc/${pid}`)) return true;
+    await sleep(20);
+  }
+  return false;
+}
+
+/** What `cudapoold --version` says. */
+export async function daemonVersion(place: PoolPlace = {}): Promise<string> {
+  const { stdout } = await ask(place, ['--version']);
+  return stdout.trim();
+}
+
+/** What the shim in this process says of itself: a JSON object, whose fields are those of wire/control_page.h. */
+export async function shimReport(pid: number, place: PoolPlace = {}): Promise<Record<string, unknown>> {
+  const ran = await look(daemonOf(place), ['--shim', `${pid}`], { reject: false });
+  if (ran.exitCode !== 0) {
+    throw new CudapoolError('ERR_CUDAPOOL_NO_SHIM', complaint(ran), {
+      hint: 'the application gets the shim when it is started: cudapool run -- COMMAND',
+    });
+  }
+  return parse(v.looseObject({}), ran, `shim in process ${pid}`);
+}

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: MIT
+// The command itself: exit codes, what goes to stdout and stderr, errors as JSON.
+import { existsSync, readFileSync, symlinkSync } from 'node:fs';
+import { join } from 'node:path';
+import t from 'tap';
+import { cudapool, inRoot, tempDir } from '../support/index.ts';
+
+const usage: readonly { name: string; args: string[]; says: RegExp }[] = [
+  { name: 'unknown command', args: ['frob'], says: /unknown command 'frob'/ },
+  { name: 'unknown option', args: ['check', '--frob'], says: /unknown option '--frob'/ },
+  { name: 'missing option', args: ['patch', 'apply'], says: /required option '--criu-src/ },
+  { name: 'no such folder', args: ['build', '--criu-src', '/nonexistent'], says: /\/nonexistent is not a folder/ },
+  { name: 'number out of bounds', args: ['build', '--jobs', '0'], says: /whole number from 1 to/ },
+  { name: 'number that is none', args: ['pool', 'start', '--idle', '1e3'], says: /whole number from 0 to/ },
+  { name: 'choice', args: ['build', '--criu-version', '3.17'], says: /Allowed choices are/ },
+  { name: 'contradiction', args: ['build', '--criu-src', '/', '--criu-version', '4.2.1'], says: /exclude each other/ },
+];
+
+for (const { name, args, says } of usage) {
+  t.test(`usage error: ${name}`, async (t) => {
+    const ran = await cudapool(args);
+    t.equal(ran.exitCode, 2);
+    t.match(ran.stderr, says);
+    t.equal(ran.stdout, '', 'nothing on stdout');
+  });
+}
+
+t.test('version and help are data', async (t) => {
+  const { version } = JSON.parse(readFileSync(inRoot('package.json'), 'utf8')) as { version: string };
+  const shown = await cudapool(['--version']);
+  t.same([shown.exitCode, shown.stdout.trim(), shown.stderr], [0, version, '']);
+  const help = await cudapool(['--help']);
+  t.equal(help.exitCode, 0);
+  for (const name of ['setup', 'check', 'patch', 'build', 'run', 'checkpoint', 'restore', 'status', 'bench', 'demo']) {
+    t.match(help.stdout, new RegExp(`^  ${name}\\b`, 'm'), name);
+  }
+});
+
+t.test('with --json an error is a document on stdout, too', async (t) => {
+  const dir = tempDir(t);
+  const ran = await cudapool(['patch', 'verify', '--criu-src', dir, '--json']);
+  t.equal(ran.exitCode, 1);
+  const { error } = JSON.parse(ran.stdout) as { error: Record<string, string> };
+  t.match(error, { code: 'ERR_CUDAPOOL_NOT_CRIU', message: /Makefile\.versions/, hint: /folder/ });
+  t.match(ran.stderr, /hint:/);
+});
+
+t.test('no colours where stderr is no terminal', async (t) => {
+  const ran = await cudapool(['patch', 'verify', '--criu-src', tempDir(t)]);
+  t.notMatch(ran.stderr, '\u001b[');
+});
+
+t.test('through a symbolic link, from another folder', async (t) => {
+  const dir = tempDir(t);
+  symlinkSync(inRoot('bin', 'cudapool'), join(dir, 'cudapool'));
+  const { exec } = await import('../../harness/adapters/exec.ts');
+  const ran = await exec(join(dir, 'cudapool'), ['--version'], { timeoutMs: 20_000, cwd: dir });
+  t.match(ran.stdout, /^\d+\.\d+\.\d+\n?$/);
+});
+
+t.test('without node it says so', async (t) => {
+  const dir = tempDir(t);
+  for (const tool of ['sh', 'dirname', 'readlink']) symlinkSync(`/bin/${tool}`, join(dir, tool));
+  if (!existsSync('/bin/readlink')) t.fail('/bin/readlink is where Debian has it');
+  const ran = await cudapool(['--version'], { env: { PATH: dir } });
+  t.equal(ran.exitCode, 3);
+  t.match(ran.stderr, /needs Node\.js 20/);
+});
+
+t.test('a start that finds everything in place costs little', async (t) => {
+  // Processor time: what the clock shows depends on what else the machine does.
+  const { exec } = await import('../../harness/adapters/exec.ts');
+  const script = 'for i in 1 2 3 4 5; do "$0" --version; done >/dev/null; times';
+  const { stdout } = await exec('sh', ['-c', script, inRoot('bin', 'cudapool')], {
+    timeoutMs: 60_000,
+    env: { NODE_OPTIONS: undefined },
+  });
+  const times = [...(stdout.split('\n')[1] ?? '').matchAll(/(\d+)m([\d.]+)s/g)];
+  const each_s = times.reduce((sum, [, minutes, seconds]) => sum + Number(minutes) * 60 + Number(seconds), 0) / 5;
+  t.comment(`${each_s.toFixed(3)} s`);
+  t.ok(each_s > 0.02 && each_s < 0.5, 'a few tenths of a second at most');
+});
