@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: MIT
+// The options that `checkpoint` and `restore` share, and how both report.
+import { type Command, InvalidArgumentError, Option } from 'commander';
+import type { PodmanPlace } from '../adapters/podman.ts';
+import { colour, print, printJson, say, warn } from '../output.ts';
+import type { ActionResult } from './actions.ts';
+import { messageOf } from './criu-log.ts';
+import type { PluginOptions } from './environment.ts';
+
+export interface SharedFlags {
+  criu?: string;
+  criuSrc?: string;
+  pool?: boolean;
+  parallel?: boolean;
+  streams?: number;
+  chunkMb?: number;
+  podmanArg: string[];
+  runtime?: string;
+  printStats?: boolean;
+  timeout: number;
+  json?: boolean;
+  dryRun?: boolean;
+}
+
+const number =
+  (min: number, max: number) =>
+  (text: string): number => {
+    const value = Number(text);
+    if (!/^\d+$/.test(text) || value < min || value > max)
+      throw new InvalidArgumentError(`a number from ${min} to ${max}`);
+    return value;
+  };
+
+export function sharedOptions(command: Command): Command {
+  return command
+    .option('--print-stats', "print podman's and CRIU's figures as podman does, on stdout")
+    .option('--criu <dir>', 'built CRIU tree whose criu and CUDA plugin are used (default: what cudapool build made)')
+    .addOption(new Option('--criu-src <dir>', 'the same').conflicts('criu'))
+    .option('--pool', 'use the pool, and start it if there is none (default, unless CRIU_CUDA_CONTEXT_POOL=0)')
+    .option('--no-pool', 'go the stock way')
+    .option('--parallel', 'restore the processes of a tree at once (CRIU_CUDA_PARALLEL_RESTORE=1)')
+    .option('--no-parallel', 'restore them one after another')
+    .option('--streams <n>', 'CRIU_CUDA_STREAMS', number(0, 64))
+    .option('--chunk-mb <n>', 'CRIU_CUDA_CHUNK_MB', number(0, 1024))
+    .option('--runtime <name>', "podman's OCI runtime; runc where crun was built without CRIU")
+    .option(
+      '--podman-arg <arg>',
+      'a global option of podman, as --podman-arg=--root=/srv/podman; may be repeated',
+      (arg: string, all: string[]) => [...all, arg],
+      [],
+    )
+    .option('--timeout <seconds>', 'give up after this time', number(1, 86_400), 900)
+    .option('--json', 'print the result as JSON')
+    .option('--dry-run', 'print the exact commands and change nothing');
+}
+
+export const placeOf = (flags: SharedFlags): PodmanPlace => ({
+  globals: [...flags.podmanArg, ...(flags.runtime === undefined ? [] : [`--runtime=${flags.runtime}`])],
+});
+
+export const pluginOptionsOf = (flags: SharedFlags): PluginOptions & { criu?: string; timeoutMs: number } => {
+  const criu = flags.criu ?? flags.criuSrc;
+  return {
+    pool: flags.pool,
+    parallel: flags.parallel,
+    streams: flags.streams,
+    chunkMb: flags.chunkMb,
+    ...(criu !== undefined && { criu }),
+    timeoutMs: flags.timeout * 1000,
+  };
+};
+
+/** The guide's `grep -i "context pool"` finds its lines here, on stderr. */
+export function report(result: ActionResult, flags: SharedFlags): void {
+  const { criu, shim } = result;
+  for (const line of result.plugin_messages) say(line);
+  if (!criu.reached) {
+    warn(
+      "the environment did not reach CRIU: the container's runtime ran another one",
+      'a runtime that names its own criu (runc --criu) or a libcriu of its own does that; use runc without that option',
+    );
+  } else if (result.pool_wanted && result.path !== 'pool') {
+    warn(
+      `the pool was not used: ${messageOf(result.why)}`,
+      result.path === 'absent' ? 'cudapool build' : 'cudapool check',
+    );
+  }
+  if (process.env.LD_PRELOAD?.includes('libcudapool.so')) {
+    warn(
+      'LD_PRELOAD of this command reaches podman, the runtime and CRIU, where the shim does nothing; not the application',
+    );
+  }
+  if (shim?.state === 'absent') {
+    say(
+      `${colour.dim('note:')} the container was created without the shim, so no context is warmed inside of it; ${shim.hint}`,
+    );
+  } else if (shim?.state === 'lost') {
+    warn(`the shim of this container, ${shim.library}, is gone`, shim.hint);
+  }
+  say(
+    `${result.action === 'restore' ? 'restored' : 'checkpointed'} ${result.container.name} in ` +
+      `${(result.wall_ms / 1000).toFixed(3)} s (${result.path}: ${messageOf(result.why)})`,
+  );
+  if (flags.json === true) printJson({ schema: `cudapool.${result.action}/1`, ...result });
+  else if (flags.printStats === true) print(result.output.trimEnd());
+  else print(result.container.id);
+}
+
+/** podman's options that are passed on as they are: the flags that were given, by commander's names. */
+export function passedOn(given: Readonly<Record<string, unknown>>, names: readonly string[]): string[] {
+  return names.filter((name) => {
+    const key = name.slice(2).replace(/-(\w)/g, (_dash, letter: string) => letter.toUpperCase());
+    return given[key] === true;
+  });
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT
+// The smallest root filesystem that runs a program: it, its interpreter, and the libraries that it and its plugins need.
+import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, realpathSync, statSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
+import { look } from '../adapters/exec.ts';
+import { unfitError } from '../errors.ts';
+
+/** Where a container's program lies. */
+export const PROGRAM_DIR = '/app';
+/** Where the NVIDIA driver's libraries are copied to. */
+export const DRIVER_DIR = '/usr/lib/nvidia';
+
+/** The libraries that the loader would load for these files, as absolute paths. */
+export async function neededLibraries(files: readonly string[]): Promise<string[]> {
+  const found = new Set<string>();
+  for (const file of files) {
+    const { stdout, exitCode } = await look('ldd', [file], { reject: false });
+    if (exitCode !== 0 && !/statically linked|not a dynamic executable/.test(stdout)) continue;
+    for (const line of stdout.split('\n')) {
+      const missing = /^\s*(\S+) => not found/.exec(line);
+      if (missing !== null) {
+        throw unfitError(
+          'ERR_CUDAPOOL_LIBRARY_MISSING',
+          `${file} needs ${missing[1]}, which is not installed`,
+          `ldd ${file} lists what it needs`,
+        );
+      }
+      const path = /(?:=>\s*)?(\/\S+)\s+\(0x/.exec(line)?.[1];
+      if (path !== undefined) found.add(path);
+    }
+  }
+  return [...found];
+}
+
+/** The NVIDIA driver's user-space libraries of this machine that CUDA loads, as absolute paths; none: no driver. */
+export async function driverLibraries(): Promise<string[]> {
+  const wanted = /^lib(cuda|nvidia-ptxjitcompiler|nvidia-nvvm|nvidia-gpucomp|nvidia-tileiras)\S*\.so\.\d+$/;
+  const { stdout } = await look('ldconfig', ['-p'], { reject: false });
+  const listed = [...stdout.matchAll(/^\s*(\S+) \([^)]*x86-64[^)]*\) => (\S+)$/gm)]
+    .filter(([, name]) => wanted.test(name ?? ''))
+    .map(([, , path]) => path ?? '');
+  const dirs = ['/usr/local/nvidia/lib64', '/usr/lib64/nvidia'].filter((dir) => existsSync(dir));
+  const others = dirs.flatMap((dir) =>
+    readdirSync(dir)
+      .filter((name) => wanted.test(name))
+      .map((name) => join(dir, name)),
+  );
+  const byName = new Map<string, string>();
+  for (const path of [...listed, ...others]) {
+    if (!byName.has(basename(path)) && existsSync(path)) byName.set(basename(path), path);
+  }
+  return [...byName.values()];
+}
+
+/** The character devices of the NVIDIA driver. */
+export function driverDevices(): string[] {
+  return readdirSync('/dev')
+    .filter((name) => /^nvidia(\d+|ctl|-uvm|-uvm-tools)$/.test(name))
+    .map((name) => join('/dev', name))
+    .filter((path) => statSync(path).isCharacterDevice());
+}
+
+function copy(from: string, to: string): void {
+  mkdirSync(dirname(to), { recursive: true });
+  copyFileSync(realpathSync(from), to);
+}
+
+export interface RootfsOptions {
+  /** An empty or missing folder. */
+  readonly dir: string;
+  /** Lands in PROGRAM_DIR. */
+  readonly program: string;
+  /** Libraries that will be mounted and loaded at run time: what they need is copied, they are not. */
+  readonly loadsLater?: readonly string[];
+  /** Copied to DRIVER_DIR under their own names. */
+  readonly driver?: readonly string[];
+}
+
+/** Returns the program's path in the container. */
+export async function makeRootfs({ dir, program, loadsLater = [], driver = [] }: RootfsOptions): Promise<string> {
+  for (const name of ['dev', 'etc', 'proc', 'run', 'sys', 'tmp']) mkdirSync(join(dir, name), { recursive: true });
+  const inside = join(PROGRAM_DIR, basename(program));
+  copy(program, join(dir, inside));
+  for (const library of await neededLibraries([program, ...loadsLater, ...driver])) copy(library, join(dir, library));
+  for (const library of driver) copy(library, join(dir, DRIVER_DIR, basename(library)));
+  return inside;
+}
+
+/** CAP_SYS_RESOURCE: without it a container's limits cannot be raised to podman's defaults. */
+export function canRaiseLimits(): boolean {
+  const effective = /^CapEff:\s*([0-9a-f]+)$/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1] ?? '0';
+  return (BigInt(`0x${effective}`) & (1n << 24n)) !== 0n;
+}
