@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: MIT
+// `cudapool bench` and `cudapool report`.
+import { type Command, InvalidArgumentError, Option } from 'commander';
+import { wholeNumber } from '../arguments.ts';
+import { EXIT, usageError } from '../errors.ts';
+import { print, say } from '../output.ts';
+import type { BenchDocument } from './record.ts';
+import type { Suite } from './suite.ts';
+
+interface BenchFlags {
+  suite?: string[];
+  driver?: 'gpu' | 'softcuda';
+  costs?: string;
+  criu?: string;
+  memory?: number;
+  runs?: number;
+  warmup: number;
+  prepare?: string;
+  budget?: number;
+  out?: string;
+  json?: string | true;
+  exportJson?: string;
+  exportMarkdown?: string;
+  exportCsv?: string;
+  dryRun?: boolean;
+}
+
+interface ReportFlags {
+  baseline?: string;
+  maxRegression: number;
+  json?: boolean;
+}
+
+async function suites(): Promise<readonly Suite[]> {
+  const { allSuites } = await import('./suites/index.ts');
+  return allSuites;
+}
+
+async function chooseSuites(asked: readonly string[]): Promise<readonly Suite[]> {
+  const all = await suites();
+  if (asked.includes('all')) return all;
+  return (asked.length === 0 ? ['restore'] : [...new Set(asked)]).map((name) => {
+    const suite = all.find((each) => each.name === name);
+    if (suite !== undefined) return suite;
+    const known = all.map((each) => `  ${each.name.padEnd(12)} ${each.summary}`).join('\n');
+    throw usageError(`there is no suite named ${name}`, `the suites are\n${known}\nand 'all'`);
+  });
+}
+
+/** 1 if a run failed or answered wrongly: figures beside such runs prove nothing. */
+function exitCodeOf(document: BenchDocument): number {
+  const bad = document.records.some((record) => record.runs.some((run) => run.error !== undefined || !run.verified));
+  return bad ? EXIT.FAILED : EXIT.OK;
+}
+
+async function bench(asked: readonly string[], flags: BenchFlags): Promise<void> {
+  const chosen = await chooseSuites([...asked, ...(flags.suite ?? [])]);
+  if (flags.dryRun === true) {
+    for (const suite of chosen)
+      print(`${suite.name}: ${flags.runs ?? suite.runs} runs of each variant: ${suite.summary}`);
+    return;
+  }
+  const { H200_COSTS } = await import('./bed.ts');
+  const { guideText, isGuideRecord } = await import('./guide.ts');
+  const { runSession } = await import('./session.ts');
+  const { documentCsv, documentMarkdown, recordMarkdown } = await import('./export.ts');
+  const { formatDocument, writeWhole } = await import('./record.ts');
+  const file = flags.exportJson ?? (typeof flags.json === 'string' ? flags.json : undefined);
+  const document = await runSession({
+    suites: chosen,
+    driver: flags.driver,
+    costs: flags.costs === 'none' ? undefined : (flags.costs ?? H200_COSTS),
+    criu: flags.criu,
+    runs: flags.runs,
+    warmup: flags.warmup,
+    memoryMib: flags.memory,
+    prepare: flags.prepare,
+    budgetS: flags.budget,
+    out: flags.out,
+    file,
+  });
+  const { host, records } = document;
+  if (flags.exportMarkdown !== undefined) await writeWhole(flags.exportMarkdown, `${documentMarkdown(document)}\n`);
+  if (flags.exportCsv !== undefined) await writeWhole(flags.exportCsv, documentCsv(document));
+  if (flags.json === true) print(formatDocument(host, records).trimEnd());
+  else {
+    for (const record of records) {
+      const isGuide = isGuideRecord(record);
+      if (isGuide) print(`${guideText(record, host.simulated)}\n`);
+      if (!isGuide || records.length > 1) print(`${recordMarkdown(record, host)}\n`);
+    }
+  }
+  for (const record of records) {
+    for (const verdict of record.verdicts) {
+      if (!verdict.met && !host.simulated)
+        say(`target missed: ${verdict.what}: ${verdict.value ?? 'no figure'}, at most ${verdict.max}`);
+    }
+  }
+  process.exitCode = exitCodeOf(document);
+  if (process.exitCode !== EXIT.OK) say('some runs failed or were not answered rightly; the record says which');
+}
+
+async function report(files: readonly string[], flags: ReportFlags): Promise<void> {
+  const { readDocument } = await import('./record.ts');
+  const { documentMarkdown } = await import('./export.ts');
+  const documents = await Promise.all(files.map(readDocument));
+  if (flags.baseline === undefined) {
+    if (flags.json === true) print(JSON.stringify(documents));
+    else print(documents.map(documentMarkdown).join('\n\n'));
+    return;
+  }
+  const { compareDocuments } = await import('./compare.ts');
+  const { formatNumber } = await import('./table.ts');
+  const before = await readDocument(flags.baseline);
+  const changes = documents.flatMap((after) => compareDocuments(before, after, flags.maxRegression));
+  if (flags.json === true) print(JSON.stringify({ changes }));
+  else {
+    for (const { where, before: old, after, unit, percent, regressed } of changes) {
+      const sign = percent < 0 ? '' : '+';
+      print(
+        `${regressed ? 'REGRESSED' : 'ok'}: ${where}: ${formatNumber(old)} → ${formatNumber(after)} ${unit} (${sign}${percent.toFixed(1)} %)`,
+      );
+    }
+  }
+  if (changes.some(({ regressed }) => regressed)) {
+    say(`slower than ${flags.baseline} by more than ${flags.maxRegression} %`);
+    process.exitCode = EXIT.REGRESSION;
+  }
+}
+
+function percent(text: string): number {
+  const value = /^\d{1,4}(\.\d+)?$/.test(text) ? Number(text) : Number.NaN;
+  if (Number.isNaN(value)) throw new InvalidArgumentError('a percentage such as 10');
+  return value;
+}
+
+const several = (value: string, before: string[] = []): string[] => [...before, ...value.split(',')];
+
+export function registerBench(program: Command): void {
+  program
+    .command('bench')
+    .argument('[suite...]', "which suites, or 'all' (default: restore)")
+    .description('measure restores without and with the pool, alternating, each verified by asking the application')
+    .addOption(new Option('--suite <name>', 'as the argument').argParser(several))
+    .option('--runs <n>', 'runs of each variant', wholeNumber(1, 10_000))
+    .option('--warmup <n>', 'runs of each variant before those that count', wholeNumber(0, 1000), 1)
+    .option('--prepare <command>', 'shell command before each run, not timed; CUDAPOOL_BENCH_VARIANT names the variant')
+    .option('--memory <mib>', "GPU memory of the workload (default: the suite's own)", wholeNumber(0, 1 << 20))
+    .option('--budget <seconds>', 'time for everything; runs are left out to keep to it', wholeNumber(1, 86_400))
+    .addOption(new Option('--driver <driver>', 'default: the GPU where there is one').choices(['gpu', 'softcuda']))
+    .option('--costs <file>', "what the software driver spends; 'none': nothing (default: measured on the H200)")
+    .option('--criu <dir>', 'built CRIU tree (default: what cudapool build made)')
+    .option('--out <dir>', 'write each suite there, after every run')
+    .option('--json [file]', 'write the record as JSON: to stdout, or after every run to a file')
+    .option('--export-json <file>', 'as --json FILE')
+    .option('--export-markdown <file>', 'write the results as markdown')
+    .option('--export-csv <file>', 'write every run as CSV')
+    .option('--dry-run', 'say which suites would run')
+    .action(bench);
+}
+
+export function registerReport(program: Command): void {
+  program
+    .command('report')
+    .argument('<file...>', 'what `cudapool bench --json FILE` or --out wrote')
+    .description('render benchmark records as markdown, or compare them with a baseline')
+    .option('--baseline <file>', 'an earlier record; exit code 4 if a median is larger beyond its limit')
+    .option('--max-regression <percent>', 'how much larger it may be', percent, 10)
+    .option('--json', 'print JSON')
+    .action(report);
+}

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: MIT
+// All suites, in the order in which 'all' runs them: what the targets are about first, in case the time ends.
+import type { Suite } from '../suite.ts';
+import { criuSuite } from './criu.ts';
+import { lateSuite } from './late.ts';
+import { leaksSuite } from './leaks.ts';
+import { microSuite } from './micro.ts';
+import { pytorchSuite } from './pytorch.ts';
+import { restoreSuite } from './restore.ts';
+import { treeSuite } from './tree.ts';
+import { workerKillSuite } from './worker-kill.ts';
+
+export const allSuites: readonly Suite[] = [
+  criuSuite,
+  restoreSuite,
+  pytorchSuite,
+  lateSuite,
+  microSuite,
+  workerKillSuite,
+  leaksSuite,
+  treeSuite,
+];
