@@ -32,6 +32,7 @@ static pthread_mutex_t queue_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t queue_filled = PTHREAD_COND_INITIALIZER;
 static struct worker_message queue[64];
 static unsigned queue_length;
+static bool driver_ready; /* guarded like the queue: whoever sees it sees what initialise() did */
 
 static uint64_t us_since(const struct timespec *then)
 {
@@ -84,6 +85,10 @@ static int initialise(struct worker_message *stage)
 	driver.cuDriverGetVersion(&version);
 	stage->driver_version = version;
 	stage->devices = devices;
+	pthread_mutex_lock(&queue_lock);
+	driver_ready = true;
+	pthread_cond_broadcast(&queue_filled);
+	pthread_mutex_unlock(&queue_lock);
 	stage->stage = WORKER_READY;
 	stage->warm_us = us_since(&started);
 	tell(stage);
@@ -210,7 +215,7 @@ static void *acting_thread(void *unused)
 
 	for (;;) {
 		pthread_mutex_lock(&queue_lock);
-		while (!queue_length)
+		while (!queue_length || !driver_ready)
 			pthread_cond_wait(&queue_filled, &queue_lock);
 		action = queue[0];
 		queue_length--;

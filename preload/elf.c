@@ -3,31 +3,15 @@
 #include "elf.h"
 
 #include <elf.h>
-#include <string.h>
+#include <stddef.h>
 
 #define VERSION_HIDDEN 0x8000
 
-void elf_object(struct elf_object *o, const struct dl_phdr_info *info)
+static void read_dynamic(struct elf_object *o, const ElfW(Dyn) * dyn)
 {
-	const ElfW(Dyn) *dyn = NULL;
 	ElfW(Addr) soname = 0;
 	bool named = false;
-	int i;
 
-	*o = (struct elf_object){.path = info->dlpi_name, .soname = "", .base = info->dlpi_addr, .low = UINTPTR_MAX};
-	for (i = 0; i < info->dlpi_phnum; i++) {
-		const ElfW(Phdr) *ph = &info->dlpi_phdr[i];
-		uintptr_t start = o->base + ph->p_vaddr;
-
-		if (ph->p_type == PT_DYNAMIC)
-			dyn = (const void *)start;
-		if (ph->p_type != PT_LOAD)
-			continue;
-		if (start < o->low)
-			o->low = start;
-		if (start + ph->p_memsz > o->high)
-			o->high = start + ph->p_memsz;
-	}
 	for (; dyn && dyn->d_tag != DT_NULL; dyn++) {
 		/* glibc has added the base to these already, except in objects that it cannot write to (the vDSO). */
 		uintptr_t at = dyn->d_un.d_ptr < o->base ? o->base + dyn->d_un.d_ptr : dyn->d_un.d_ptr;
@@ -58,6 +42,28 @@ void elf_object(struct elf_object *o, const struct dl_phdr_info *info)
 		o->soname = o->strings + soname;
 }
 
+void elf_object(struct elf_object *o, const struct dl_phdr_info *info)
+{
+	const ElfW(Dyn) *dyn = NULL;
+	int i;
+
+	*o = (struct elf_object){.path = info->dlpi_name, .soname = "", .base = info->dlpi_addr, .low = UINTPTR_MAX};
+	for (i = 0; i < info->dlpi_phnum; i++) {
+		const ElfW(Phdr) *ph = &info->dlpi_phdr[i];
+		uintptr_t start = o->base + ph->p_vaddr;
+
+		if (ph->p_type == PT_DYNAMIC)
+			dyn = (const void *)start;
+		if (ph->p_type != PT_LOAD)
+			continue;
+		if (start < o->low)
+			o->low = start;
+		if (start + ph->p_memsz > o->high)
+			o->high = start + ph->p_memsz;
+	}
+	read_dynamic(o, dyn);
+}
+
 static void *defined(const struct elf_object *o, uint32_t index, const char *name)
 {
 	const ElfW(Sym) *s = &o->symbols[index];
@@ -67,7 +73,7 @@ static void *defined(const struct elf_object *o, uint32_t index, const char *nam
 		return NULL;
 	if (o->versions && (o->versions[index] & VERSION_HIDDEN))
 		return NULL;
-	return strcmp(o->strings + s->st_name, name) ? NULL : (void *)(o->base + s->st_value);
+	return elf_compare(o->strings + s->st_name, name) ? NULL : (void *)(o->base + s->st_value);
 }
 
 static void *find_gnu(const struct elf_object *o, const char *name)
@@ -125,6 +131,25 @@ void *elf_find(const struct elf_object *o, const char *name)
 	if (o->gnu_hash)
 		return find_gnu(o, name);
 	return o->hash ? find_sysv(o, name) : NULL;
+}
+
+void *elf_find_next(const char *name)
+{
+	const struct link_map *map;
+	bool passed = false;
+	void *found = NULL;
+
+	for (map = _r_debug.r_map; map && !found; map = map->l_next) {
+		struct elf_object o = {.soname = "", .base = map->l_addr};
+
+		if (passed) {
+			read_dynamic(&o, map->l_ld);
+			found = elf_find(&o, name);
+		} else {
+			passed = map->l_ld == _DYNAMIC;
+		}
+	}
+	return found;
 }
 
 struct after {

@@ -19,6 +19,17 @@ struct elf_object {
 void elf_object(struct elf_object *o, const struct dl_phdr_info *info);
 
 /*
+ * The path that every dlsym takes calls no function of libc that a sanitizer intercepts: sanitizers look up
+ * their own with dlsym before those work. Hence our own strcmp.
+ */
+static inline int elf_compare(const char *a, const char *b)
+{
+	while (*a && *a == *b)
+		a++, b++;
+	return (unsigned char)*a - (unsigned char)*b;
+}
+
+/*
  * The address of a defined symbol whose version, if there are any, is the default one: what dlsym(handle
  * of that object alone) finds. NULL for an indirect function, which none of those that we look for is.
  */
@@ -29,6 +40,9 @@ void *elf_find(const struct elf_object *o, const char *name);
  * `after` (NULL: in all).
  */
 void *elf_find_after(const void *after, const char *name);
+
+/* The same for the objects after ourselves, by the loader's list alone. For the first lookups of a process. */
+void *elf_find_next(const char *name);
 
 /* Calls `want` for each loaded object until it returns true; then *found is that object, and the result true. */
 bool elf_select(bool (*want)(const struct elf_object *o, const void *arg), const void *arg, struct elf_object *found);

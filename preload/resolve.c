@@ -2,7 +2,6 @@
 /* Which function a lookup is given: dlsym, dlvsym, cuGetProcAddress, and the first call through an export. */
 #include <dlfcn.h>
 #include <errno.h>
-#include <string.h>
 
 #define CUDAPOOL_ABI_NO_VERSIONS
 #include <cuda.h>
@@ -12,8 +11,8 @@
 #include "stub_size.h"
 
 /*
- * Nothing here allocates, logs, or takes a lock of libc, except for the loader's own while it
- * lists the loaded objects, as long as the name is not one of the driver's: allocators and sanitizers call dlsym.
+ * As long as the name is not one of the driver's, nothing here allocates, logs, takes a lock, or calls a function
+ * of libc at all: allocators and sanitizers call dlsym, before they work themselves.
  *
  * The real dlsym cannot be had from dlvsym(RTLD_NEXT, "dlsym", ...), the usual way, because dlvsym is
  * intercepted as well, and a reference of ours would find ourselves. So both, and whatever else of libc has
@@ -76,7 +75,7 @@ static int lower_bound(const char *name)
 	while (low < high) {
 		int middle = (low + high) / 2;
 
-		if (strcmp(name_of(middle), name) < 0)
+		if (elf_compare(name_of(middle), name) < 0)
 			low = middle + 1;
 		else
 			high = middle;
@@ -88,7 +87,7 @@ static int function_named(const char *name)
 {
 	int fn = lower_bound(name);
 
-	return fn < CUDAPOOL_FUNCTIONS && !strcmp(name_of(fn), name) ? fn : -1;
+	return fn < CUDAPOOL_FUNCTIONS && !elf_compare(name_of(fn), name) ? fn : -1;
 }
 
 static void *stub_of(int fn)
@@ -103,10 +102,10 @@ void *cudapool_libc_function(const char *name)
 
 static void find_real(void)
 {
-	void *(*real)(void *, const char *) = elf_find_after(cudapool_stubs, "dlsym");
+	void *(*real)(void *, const char *) = elf_find_next("dlsym");
 
 	/* Also before our constructor ran, and by several threads at once: all find the same. */
-	__atomic_store_n(&cudapool_real_dlvsym, elf_find_after(cudapool_stubs, "dlvsym"), __ATOMIC_RELAXED);
+	__atomic_store_n(&cudapool_real_dlvsym, elf_find_next("dlvsym"), __ATOMIC_RELAXED);
 	__atomic_store_n(&cudapool_real_dlsym, real, __ATOMIC_RELEASE);
 }
 
@@ -117,7 +116,7 @@ static bool driver_bound;
 
 static bool is_libcuda(const struct elf_object *o)
 {
-	return !strcmp(o->soname, "libcuda.so.1") && elf_find(o, "cuInit");
+	return !elf_compare(o->soname, "libcuda.so.1") && elf_find(o, "cuInit");
 }
 
 static bool want_libcuda(const struct elf_object *o, const void *unused)
@@ -294,15 +293,16 @@ void *cudapool_bind(enum cudapool_function fn)
  */
 static void *replace(const char *symbol, void *address)
 {
-	size_t length = strlen(symbol);
 	int fn;
 
 	for (fn = lower_bound(symbol); fn < CUDAPOOL_FUNCTIONS; fn++) {
-		const char *name = name_of(fn);
+		const char *rest = name_of(fn), *s = symbol;
 
-		if (strncmp(name, symbol, length))
+		for (; *s && *rest == *s; s++)
+			rest++;
+		if (*s)
 			break;
-		if ((name[length] == '\0' || name[length] == '_') && cudapool_driver_function(fn) == address)
+		if ((!*rest || *rest == '_') && cudapool_driver_function(fn) == address)
 			return hand_out(fn, address);
 	}
 	return address;

@@ -1,8 +1,20 @@
 // SPDX-License-Identifier: MIT
 // Peers that may not, that break the protocol, and that want too much.
-import { join } from 'node:path';
+import { spawn } from 'node:child_process';
+import { chmodSync, cpSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import t from 'tap';
-import { buildSnippets, isRoot, runTap, skipUnless, softCuda, startPool, tempDir, until } from '../support/index.ts';
+import {
+  buildSnippets,
+  built,
+  isRoot,
+  runTap,
+  skipUnless,
+  softCuda,
+  startPool,
+  tempDir,
+  until,
+} from '../support/index.ts';
 import { startApp, startClient, statusOf } from './support.ts';
 
 const programs = await buildSnippets('pool');
@@ -32,10 +44,6 @@ t.test('who may connect', async (t) => {
   // Its socket is open to all, so that it is the pool that decides.
   const socket = join(tempDir(t), 'pool.sock');
   const daemon = join(programs, 'activate');
-  const { built } = await import('../support/index.ts');
-  const { spawn } = await import('node:child_process');
-  const { chmodSync, cpSync } = await import('node:fs');
-  const { dirname } = await import('node:path');
   const child = spawn(
     daemon,
     [socket, '666', process.env.CUDAPOOL_TEST_DAEMON ?? built.cudapoold, '--group', 'games'],

@@ -171,3 +171,7 @@ export async function holdsNothing(t: Test, pool: Pool, what: string, limitMs = 
   const ok = await until(what, async () => (await statusOf(pool)).held_count === 0, limitMs, 30).catch(() => false);
   t.ok(ok, what);
 }
+
+/** Waits until the worker has an action in hand. */
+export const acting = (pool: Pool): Promise<boolean> =>
+  until('an action is under way', async () => (await statusOf(pool)).actions.running > 0, 5000, 5);

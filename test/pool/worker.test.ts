@@ -1,10 +1,21 @@
 // SPDX-License-Identifier: MIT
 // A worker or a keeper that dies or hangs costs nobody anything.
-import { setTimeout as sleep } from 'node:timers/promises';
+import { appendFileSync } from 'node:fs';
+import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import { buildSnippets, type Pool, type SoftCuda, softCuda, startPool, until } from '../support/index.ts';
+import {
+  buildSnippets,
+  type Pool,
+  runTap,
+  type SoftCuda,
+  softCuda,
+  startPool,
+  tempDir,
+  until,
+} from '../support/index.ts';
 import {
   type App,
+  acting,
   type Client,
   ERRNO,
   fault,
@@ -84,10 +95,11 @@ for (const op of STEPS) {
   t.test(`the worker is killed during ${op}`, async (t) => {
     const { soft, pool, app, criu, workerPid } = await scene(t);
     for (const step of STEPS.slice(0, STEPS.indexOf(op))) await criu.say(`do ${step} ${app.pid}`);
-    fault(soft, `${op}=hang:300`);
+    fault(soft, `${op}=hang:1500`);
     await criu.say(`begin ${op} ${app.pid}`);
-    await sleep(100);
+    await acting(pool);
     process.kill(workerPid, 'SIGKILL');
+    fault(soft, '');
     const answer = await criu.say('next');
     t.equal(answer.error, 0, 'the action succeeds all the same', answer);
     t.equal(answer.generation, 2, 'by way of the next worker');
@@ -105,7 +117,7 @@ t.test('an action hangs', async (t) => {
   await criu.say(`do lock ${app.pid}`);
   fault(soft, 'checkpoint=hang:4000@1');
   await criu.say(`begin checkpoint ${app.pid}`);
-  await sleep(100);
+  await acting(pool);
   fault(soft, '');
   t.equal((await criu.say(`do state ${other.pid}`)).error, 0, 'others are served beside it');
   const answer = await criu.say('next');
@@ -177,9 +189,9 @@ for (const op of ['lock', 'checkpoint']) {
   t.test(`the keeper is killed during ${op}`, async (t) => {
     const { soft, pool, app, criu } = await scene(t);
     if (op === 'checkpoint') await criu.say(`do lock ${app.pid}`);
-    fault(soft, `${op}=hang:300`);
+    fault(soft, `${op}=hang:1500`);
     await criu.say(`begin ${op} ${app.pid}`);
-    await sleep(100);
+    await acting(pool);
     pool.child.kill('SIGKILL');
     await criu.kill();
     const next = await startPool(t, soft, { socket: pool.socket });
@@ -188,9 +200,10 @@ for (const op of ['lock', 'checkpoint']) {
   });
 }
 
+t.test('the journal', (t) => runTap(t, join(programs, 'journal'), [tempDir(t)]));
+
 t.test('a torn journal', async (t) => {
   const { pool, soft, app, criu } = await scene(t);
-  const { appendFileSync } = await import('node:fs');
   await criu.say(`do lock ${app.pid}`);
   pool.child.kill('SIGKILL');
   await criu.kill();

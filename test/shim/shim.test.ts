@@ -8,6 +8,7 @@ import {
   buildSnippets,
   built,
   builtCriu,
+  inRoot,
   isRoot,
   runTap,
   skipUnless,
@@ -113,6 +114,29 @@ t.test('behaviour', async (t) => {
   }
   const env = { ...softCuda(t).env, LD_PRELOAD: `${shim} ${program('libnext1.so')}` };
   await runTap(t, program('behave-direct'), ['between'], env);
+});
+
+t.test('sanitizers', async (t) => {
+  const options = { ASAN_OPTIONS: 'detect_leaks=0:verify_asan_link_order=0' };
+  for (const file of ['behave-asan', 'behave-tsan']) {
+    for (const name of ['errors', 'commands', 'signals']) {
+      await runTap(t, program(file), [name], { ...softCuda(t).env, ...options, LD_PRELOAD: shim });
+    }
+  }
+
+  const built_ = inRoot('build', 'c', 'preload-asan');
+  const make = ['-s', '-C', inRoot('preload'), `OUT=${built_}`, 'WERROR=1', 'SANITIZE=address,undefined'];
+  await exec('make', make, { timeoutMs: 120_000 });
+  const runtime: string[] = [];
+  for (const library of ['libasan.so', 'libubsan.so']) {
+    runtime.push((await exec('cc', [`-print-file-name=${library}`], { timeoutMs: 5000 })).stdout.trim());
+  }
+  const preload = { LD_PRELOAD: [...runtime, join(built_, 'libcudapool.so')].join(' '), SOFTCUDA_DEVICES: '2' };
+  for (const args of [['fork'], ['scope'], ['commands'], ['handed'], ['threads'], ['unwanted', 'flags']]) {
+    const warm = /fork|scope|commands/.test(args[0] as string) ? 'never' : 'start:behave';
+    const env = { ...softCuda(t).env, ...options, ...preload, CUDAPOOL_WARM: warm };
+    await runTap(t, program('behave'), args, env, `the shim itself: ${args.join(' ')}`);
+  }
 });
 
 t.test('the end of a process that is being warmed', async (t) => {
