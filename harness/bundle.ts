@@ -202,8 +202,11 @@ async function bundle(options: BundleOptions): Promise<void> {
   const staging: Staging = { dir: mkdtempSync(inRoot('build', 'bundle-')), libraries: new Map() };
   try {
     keepHarness(staging);
-    for (const path of [built.cudapoold, built.dropin, built.shim]) keep(staging, path, 'bin/cudapool setup');
-    for (const room of ['softcuda', 'workloads', 'test/shim']) keepRoom(staging, room);
+    const { buildCallCost, callCostPrograms } = await import('./adapters/call-cost.ts');
+    await buildCallCost();
+    for (const path of [built.cudapoold, built.dropin, built.shim, ...callCostPrograms])
+      keep(staging, path, 'bin/cudapool setup');
+    for (const room of ['softcuda', 'workloads']) keepRoom(staging, room);
     await keepCriu(staging, options.criuVersion);
     await keepTools(staging);
     script(join(staging.dir, 'bin', 'cudapool'), 'cudapool.sh');

@@ -55,9 +55,12 @@ async function demo(flags: DemoFlags): Promise<void> {
       ? 'There is no GPU here: the software driver took its place, and spent the times that were measured on an NVIDIA H200.'
       : `Measured on ${host.gpus.join(', ')}.`,
   );
-  const executed = record.facts.executed_with_stock;
+  const { executed_with_stock: stock, executed_with_pool: pool } = record.facts;
   print(
-    `After every restore the application was asked what its GPU memory holds, and the answer was right. Without the pool CRIU executed ${executed ?? 'several'} programs for each restore, with it none: a resident process has the driver warm.`,
+    'After every restore the application was asked what its GPU memory holds, and the answer was right. CRIU executed',
+  );
+  print(
+    `cuda-checkpoint ${stock ?? 'some'} times for a restore without the pool, and ${pool ?? 'some'} times with it: a resident process has the driver warm.`,
   );
   print('');
   for (const line of NEXT) print(line);
@@ -68,7 +71,7 @@ export function registerDemo(program: Command): void {
     .command('demo')
     .description('restore a real podman container without and with the pool, on the GPU or on the software driver')
     .option('--runs <n>', 'restores each way', wholeNumber(1, 100), 4)
-    .option('--memory <mib>', 'GPU memory of the application', wholeNumber(0, 1 << 20), 0)
+    .option('--memory <mib>', 'GPU memory of the application', wholeNumber(0, 1 << 20), 64)
     .option('--json', 'print the record as JSON')
     .action(demo);
 }

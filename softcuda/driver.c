@@ -42,7 +42,6 @@ static CUresult init_once(void)
 	uint64_t start = softcuda_now_ns();
 	CUresult result = CUDA_ERROR_INVALID_VALUE;
 	static bool fork_handled;
-	unsigned more;
 	int error;
 
 	if (softcuda_config_read())
@@ -65,12 +64,7 @@ static CUresult init_once(void)
 	fork_handled = true;
 	if (softcuda_checkpoint_start())
 		goto undo;
-	more = softcuda_config.devices - 1;
-	softcuda_spend(start,
-		       softcuda_started_cold
-			       ? softcuda_costs.init_cold_ms + more * softcuda_costs.init_more_device_cold_ms
-			       : softcuda_costs.init_warm_ms + more * softcuda_costs.init_more_device_warm_ms,
-		       0, 0);
+	softcuda_spend(start, softcuda_init_ms(), 0, 0);
 	atomic_store(&softcuda_phase, SOFTCUDA_READY);
 	return CUDA_SUCCESS;
 undo:

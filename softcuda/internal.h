@@ -116,6 +116,7 @@ extern struct softcuda_costs softcuda_costs;
 int softcuda_costs_read(const char *path); /* 0 or -EINVAL after one line on stderr */
 /* Sleeps until `ms` milliseconds and `bytes` at `gbps` have passed since start_ns. */
 void softcuda_spend(uint64_t start_ns, double ms, uint64_t bytes, double gbps);
+double softcuda_init_ms(void); /* what cuInit costs here, cold or warm */
 
 /* hold.c: this process's place in the device directory, shared by all processes of the host. */
 int softcuda_hold_open(bool *cold); /* take a slot; *cold: no other process has the driver open */

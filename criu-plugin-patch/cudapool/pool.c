@@ -16,19 +16,20 @@
 #undef LOG_PREFIX
 #define LOG_PREFIX "cuda_plugin: "
 
-#define SPAWN_LIMIT_MS	 5000  /* for a pool to accept after it was started; its driver may take longer */
-#define DUMP_WAIT_MS	 10000 /* for the driver to be warm before a dump begins */
-#define RESTORE_WAIT_MS	 30000 /* the same before the processes' own restore */
+#define SPAWN_LIMIT_MS   5000  /* for a pool to accept after it was started; its driver may take longer */
+#define DUMP_WAIT_MS     10000 /* for the driver to be warm before a dump begins */
+#define RESTORE_WAIT_MS  30000 /* the same before the processes' own restore */
 #define RELEASE_LIMIT_MS 5000
-#define ON_DEMAND_IDLE_S 600  /* a pool that we started ends after so much idle time, unless CUDAPOOL_IDLE_S says otherwise */
+#define ON_DEMAND_IDLE_S                                                                                               \
+	600 /* a pool that we started ends after so much idle time, unless CUDAPOOL_IDLE_S says otherwise */
 #define ANSWER_MARGIN_MS 10000 /* for the answer, beyond the pool's own limit for an action */
-#define PAUSE_MARGIN_MS	 100   /* the driver's time limit for a lock passes so much before CRIU's alarm */
-#define PAUSE_ANSWER_MS	 1000  /* for the answer, beyond what is left of the pause; CRIU aborts 5 s after its alarm */
-#define QUERY_LIMIT_MS	 5000  /* for what a warm driver answers in microseconds, while CRIU's alarm is running */
+#define PAUSE_MARGIN_MS  100   /* the driver's time limit for a lock passes so much before CRIU's alarm */
+#define PAUSE_ANSWER_MS  1000  /* for the answer, beyond what is left of the pause; CRIU aborts 5 s after its alarm */
+#define QUERY_LIMIT_MS   5000  /* for what a warm driver answers in microseconds, while CRIU's alarm is running */
 
 /* Static: it is large, and CRIU's stack is CRIU's. */
 static struct cudapool_options options;
-static struct cudapool_client client = { .fd = -1 };
+static struct cudapool_client client = {.fd = -1};
 static int stage_now;
 static int64_t pause_deadline; /* 0: no pause, or one without a limit */
 
@@ -217,13 +218,13 @@ static int result_limit(enum cudapool_op op)
  */
 static int verdict(const struct cudapool_result *result)
 {
-	switch (result->error) {
-	case 0:
-	case -EREMOTEIO: /* the driver refused */
-	case -ETIMEDOUT: /* the driver hangs: it would do so for anyone */
-	case -ESRCH:	 /* no such process */
+	bool query = result->op == CUDAPOOL_OP_STATE || result->op == CUDAPOOL_OP_RESTORE_TID;
+
+	if (result->error == 0 || result->error == -EREMOTEIO || result->error == -ESRCH)
 		return 0;
-	}
+	/* The driver hangs in an action, and would do so for anyone. That says nothing on whether a process uses it. */
+	if (result->error == -ETIMEDOUT && !query)
+		return 0;
 	snprintf(client.text, sizeof(client.text), "%s", result->text[0] ? result->text : strerror(-result->error));
 	return lost(result->error);
 }

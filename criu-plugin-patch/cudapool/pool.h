@@ -10,10 +10,10 @@
 
 /* What the options ask of the plugin. All zero: behave as upstream's. */
 struct cudapool_settings {
-	bool pool;	  /* CRIU_CUDA_CONTEXT_POOL */
-	bool loud;	  /* a GPU restore that failed fails CRIU's restore */
-	int pool_window;  /* processes of a tree that are restored at once through the pool */
-	int tool_window;  /* the same by executing cuda-checkpoint */
+	bool pool;       /* CRIU_CUDA_CONTEXT_POOL */
+	bool loud;       /* a GPU restore that failed fails CRIU's restore */
+	int pool_window; /* processes of a tree that are restored at once through the pool */
+	int tool_window; /* the same by executing cuda-checkpoint */
 };
 
 /*
@@ -29,7 +29,8 @@ const struct cudapool_settings *cudapool_settings(void);
  */
 int cudapool_pool_open(int stage);
 
-/* Waits until the pool is warm, where it was not when it was connected. 0 or a negative errno; the connection may be new. */
+/* Waits until the pool is warm, where it was not when it was connected. 0 or a negative errno; the connection may be
+ * new. */
 int cudapool_pool_warm(void);
 
 /* The pool's last word on itself; meaningful while it is usable. */

@@ -24,7 +24,7 @@ struct task {
 	int pid;
 	int restore_tid;
 	k_rtsigset_t saved; /* the restore thread's signal mask */
-	bool begun;	    /* something was asked of the pool */
+	bool begun;         /* something was asked of the pool */
 	bool done;
 	enum cudapool_op op; /* under way in the pool, as `request` */
 	uint32_t request;
@@ -75,7 +75,7 @@ static int reap_task(const struct pstree_item *item)
  */
 static void kill_tree(void)
 {
-	const struct timespec pause = { .tv_nsec = 1000000 };
+	const struct timespec pause = {.tv_nsec = 1000000};
 	int64_t deadline = now_ms() + REAP_LIMIT_MS;
 	struct pstree_item *item;
 	int left;
@@ -127,7 +127,8 @@ static int collect(struct tree *tree)
 
 	/* The dump put the plugin's name into the inventory because it saw at least one. */
 	if (tree->count == 0) {
-		pr_err("No process of the tree answers to the CUDA driver, although the dump had one: is the driver running, and is it the same version?\n");
+		pr_err("No process of the tree answers to the CUDA driver, although the dump had one: is the driver "
+		       "running, and is it the same version?\n");
 		return -1;
 	}
 	return 0;
@@ -265,7 +266,8 @@ static int restore_all(struct tree *tree)
 
 	/* The threads have to be running while the driver restores, and everything else of the processes stopped. */
 	for (i = 0; i < tree->count; i++) {
-		pr_info("resuming devices on pid %d, restore thread %d\n", tree->tasks[i].pid, tree->tasks[i].restore_tid);
+		pr_info("resuming devices on pid %d, restore thread %d\n", tree->tasks[i].pid,
+			tree->tasks[i].restore_tid);
 		if (tree->ops->resume_thread(tree->tasks[i].restore_tid, &tree->tasks[i].saved))
 			return -1;
 	}
@@ -288,7 +290,7 @@ int cudapool_restore_tree(const struct cudapool_tree_ops *ops)
 {
 	static bool known;
 	static int outcome;
-	struct tree tree = { .ops = ops };
+	struct tree tree = {.ops = ops};
 	int64_t start = now_ms();
 
 	if (known)
@@ -299,7 +301,8 @@ int cudapool_restore_tree(const struct cudapool_tree_ops *ops)
 	if (!outcome)
 		outcome = restore_all(&tree);
 	if (outcome) {
-		pr_err("The GPU restore failed: killing the tree, so that CRIU fails too. The images stay as they are and can be restored again\n");
+		pr_err("The GPU restore failed: killing the tree, so that CRIU fails too. The images stay as they are "
+		       "and can be restored again\n");
 		kill_tree();
 	} else {
 		pr_info("GPU state of %d process(es) restored in %lld ms\n", tree.count, (long long)(now_ms() - start));

@@ -25,7 +25,10 @@ static void context_pool_leave(void)
 	__sync_lock_release(&g_context_lock);
 }
 
-/* One action through the pool; timeout (ms) is for a lock, 0: none. False: it is not in use, or no longer; upstream's way is left. */
+/*
+ * One action through the pool; timeout (ms) is for a lock, 0: none. False: the pool is not in use, or not any
+ * more, and upstream's way is left.
+ */
 static bool context_pool_action(enum cudapool_op op, int pid, unsigned int timeout, struct cudapool_result *result)
 {
 	int ret;

@@ -3,7 +3,7 @@
 import { dirname } from 'node:path';
 import * as v from 'valibot';
 import { CudapoolError } from '../errors.ts';
-import { type ExecOptions, type ExecResult, exec, lastLines, quote } from './exec.ts';
+import { type ExecOptions, type ExecResult, exec, lastLines } from './exec.ts';
 
 /** Which podman: its global options (--root, --runtime, …) and what is added to its environment. */
 export interface PodmanPlace {
@@ -181,6 +181,3 @@ export function parseStats(stdout: string): { id: string; stats: PodmanStats } |
     },
   };
 }
-
-export const asTyped = (place: PodmanPlace, args: readonly string[]): string =>
-  quote(['podman', ...place.globals, ...args]);

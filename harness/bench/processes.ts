@@ -29,7 +29,13 @@ export interface Workload {
   readonly seed: number;
 }
 
-const START_MS = 120_000;
+/** A workload with its checkpoint, and what it answered before. */
+export interface Dumped {
+  readonly workload: Workload;
+  readonly answers: readonly Answer[];
+}
+
+const START_MS = 60_000;
 const END_MS = 10_000;
 const WORDS_PER_MIB = 1 << 18;
 /** Above this the checksum that memory must have is not computed on the host, but taken from before the dump. */
@@ -63,29 +69,55 @@ export async function startWorkload(options: WorkloadOptions): Promise<Workload>
   const log = join(dir, 'log');
   const output = openSync(log, 'w');
   const numbers = ['--memory', memoryMib, '--processes', processes, '--seed', seed].map(String);
-  const child = spawn(join(built.workloads, 'gpu_app'), ['--dir', dir, '--when', when, ...numbers], {
+  const app = [join(built.workloads, 'gpu_app'), '--dir', dir, '--when', when, ...numbers];
+  const reaper = spawn(join(built.workloads, 'reaper'), ['--session', ...app], {
     cwd: '/',
     env: { ...process.env, ...options.env },
-    detached: true,
     stdio: ['ignore', output, output],
   });
   closeSync(output);
-  child.on('error', () => {}); // shows as a process that did not become ready
-  child.unref();
-  const { pid } = child;
+  reaper.on('error', () => {}); // shows as a process that did not become ready
+  reaper.unref();
   const text = (): string => (existsSync(log) ? readFileSync(log, 'utf8') : '');
+  const ended = (): boolean => reaper.exitCode !== null || reaper.pid === undefined;
   try {
-    const ready = await until(() => text().includes('READY') || child.exitCode !== null || pid === undefined, START_MS);
-    if (ready && pid !== undefined && child.exitCode === null) return { pid, dir, processes, memoryMib, seed };
+    const ready = await until(() => text().includes('READY') || ended(), START_MS);
+    const pid = ended() ? undefined : childOf(reaper.pid as number);
+    if (ready && pid !== undefined) return { pid, dir, processes, memoryMib, seed };
   } catch (thrown) {
-    if (pid !== undefined) await endTree(pid);
+    await endChild(reaper.pid);
     throw thrown;
   }
-  if (pid !== undefined) await endTree(pid);
+  await endChild(reaper.pid);
   throw new CudapoolError('ERR_CUDAPOOL_WORKLOAD', 'the workload did not start', {
     lines: lastLines(text()),
     hint: 'run `cudapool check`: it says what is wrong with the driver',
   });
+}
+
+/** The one child of a reaper. */
+function childOf(pid: number): number | undefined {
+  try {
+    const first = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').split(' ')[0];
+    return first ? Number(first) : undefined;
+  } catch {
+    return undefined; // it has ended
+  }
+}
+
+async function endChild(reaper: number | undefined): Promise<void> {
+  const pid = reaper === undefined ? undefined : childOf(reaper);
+  if (pid !== undefined) await endTree(pid);
+}
+
+/** Whether any process of this group is there, zombies included: their ids are not free. */
+function groupExists(pid: number): boolean {
+  try {
+    process.kill(-pid, 0);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 /** Ends the process group that a workload is, whether it was restored or not, and waits until it is gone. */
@@ -95,7 +127,7 @@ export async function endTree(pid: number): Promise<void> {
   } catch {
     return; // it is gone already
   }
-  if (await until(() => !existsSync(`/proc/${pid}`), END_MS)) return;
+  if (await until(() => !groupExists(pid), END_MS)) return;
   throw new CudapoolError('ERR_CUDAPOOL_WORKLOAD', `process group ${pid} does not end`, {
     hint: `see what it waits for: cat /proc/${pid}/stack`,
   });
@@ -178,8 +210,8 @@ export async function dumpWorkload(run: CriuRun, workload: Workload): Promise<nu
   rmSync(run.images, { recursive: true, force: true });
   mkdirSync(run.images, { recursive: true });
   const { wall_ms } = await criuDump(run, workload.pid);
-  // CRIU has killed it; this process must have taken note before its id is used again.
-  if (!(await until(() => !existsSync(`/proc/${workload.pid}`), END_MS))) {
+  // CRIU has killed it; its processes must have been reaped before their ids can be used again.
+  if (!(await until(() => !groupExists(workload.pid), END_MS))) {
     throw new CudapoolError('ERR_CUDAPOOL_WORKLOAD', `process ${workload.pid} is still there after its dump`);
   }
   return wall_ms;

@@ -27,7 +27,9 @@ function sizeOf(pool: number): Size {
   };
 }
 
-t.test(`${RESTORES} restores in a row`, { timeout: RESTORES * 5000 }, async (t) => {
+t.setTimeout(RESTORES * 6000);
+
+t.test(`${RESTORES} restores in a row`, { timeout: RESTORES * 6000 }, async (t) => {
   const lab = await labFor(t);
   const pool = await lab.startPool();
   const workload = await lab.start({ memoryMib: 1, processes: 2 });

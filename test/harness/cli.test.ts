@@ -68,15 +68,18 @@ t.test('without node it says so', async (t) => {
 });
 
 t.test('a start that finds everything in place costs little', async (t) => {
-  // Processor time: what the clock shows depends on what else the machine does.
+  // Processor time, the least of five: what the clock shows depends on what else the machine does.
   const { exec } = await import('../../harness/adapters/exec.ts');
-  const script = 'for i in 1 2 3 4 5; do "$0" --version; done >/dev/null; times';
-  const { stdout } = await exec('sh', ['-c', script, inRoot('bin', 'cudapool')], {
-    timeoutMs: 60_000,
-    env: { NODE_OPTIONS: undefined },
-  });
-  const times = [...(stdout.split('\n')[1] ?? '').matchAll(/(\d+)m([\d.]+)s/g)];
-  const each_s = times.reduce((sum, [, minutes, seconds]) => sum + Number(minutes) * 60 + Number(seconds), 0) / 5;
-  t.comment(`${each_s.toFixed(3)} s`);
-  t.ok(each_s > 0.02 && each_s < 0.5, 'a few tenths of a second at most');
+  const costs: number[] = [];
+  for (let i = 0; i < 5; i++) {
+    const { stdout } = await exec('sh', ['-c', '"$0" --version >/dev/null; times', inRoot('bin', 'cudapool')], {
+      timeoutMs: 60_000,
+      env: { NODE_OPTIONS: undefined },
+    });
+    const children = [...(stdout.split('\n')[1] ?? '').matchAll(/(\d+)m([\d.]+)s/g)];
+    costs.push(children.reduce((sum, [, minutes, seconds]) => sum + Number(minutes) * 60 + Number(seconds), 0));
+  }
+  t.comment(`${costs.join(', ')} s`);
+  const least = Math.min(...costs);
+  t.ok(least > 0.02 && least < 0.6, 'two tenths of a second on an idle machine, some more on a busy one');
 });

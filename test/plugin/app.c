@@ -51,8 +51,8 @@ static int contain(char **argv)
 		waitpid(child, &status, 0);
 		_exit(0);
 	}
-	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) || mount(root, root, NULL, MS_BIND, NULL) || chdir(root) ||
-	    mkdir("proc", 0755) || mount("proc", "proc", "proc", 0, NULL) || mkdir("dev", 0755) ||
+	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) || mount(root, root, NULL, MS_BIND, NULL) ||
+	    chdir(root) || mkdir("proc", 0755) || mount("proc", "proc", "proc", 0, NULL) || mkdir("dev", 0755) ||
 	    mknod("dev/null", S_IFCHR | 0666, makedev(1, 3)))
 		return -1;
 	if (syscall(SYS_pivot_root, ".", ".") || umount2(".", MNT_DETACH))

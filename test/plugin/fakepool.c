@@ -21,13 +21,13 @@
 
 enum fault_kind {
 	FAULT_NONE,
-	FAULT_REFUSE,	 /* the driver says no */
-	FAULT_OWN,	 /* the pool says that it cannot */
-	FAULT_DIE,	 /* the pool ends before it acts */
+	FAULT_REFUSE,    /* the driver says no */
+	FAULT_OWN,       /* the pool says that it cannot */
+	FAULT_DIE,       /* the pool ends before it acts */
 	FAULT_DIE_AFTER, /* the pool ends after it acted, without an answer */
-	FAULT_HANG,	 /* no answer */
+	FAULT_HANG,      /* no answer */
 };
-static const char *const fault_names[] = { "none", "refuse", "own", "die", "die-after", "hang" };
+static const char *const fault_names[] = {"none", "refuse", "own", "die", "die-after", "hang"};
 
 static struct fault {
 	unsigned op;
@@ -92,7 +92,7 @@ static enum fault_kind fault_of(unsigned op)
 
 static void answer(int fd, void *message, unsigned type, size_t length, uint32_t request)
 {
-	struct cudapool_header h = { CUDAPOOL_WIRE_MAGIC, version, type, length, request };
+	struct cudapool_header h = {CUDAPOOL_WIRE_MAGIC, version, type, length, request};
 
 	memcpy(message, &h, sizeof(h));
 	if (send(fd, message, length, MSG_NOSIGNAL) < 0)
@@ -101,13 +101,14 @@ static void answer(int fd, void *message, unsigned type, size_t length, uint32_t
 
 static void welcome(int fd, const struct cudapool_hello *hello)
 {
-	struct cudapool_welcome w = { .pool_pid = getpid(), .worker_pid = getpid(), .worker_generation = 1, .warm_device = -1 };
+	struct cudapool_welcome w = {
+		.pool_pid = getpid(), .worker_pid = getpid(), .worker_generation = 1, .warm_device = -1};
 	long long warm_at = started_ms + warm_ms, wait = warm_at - now_ms();
 
 	fake_note("log", "hello role %u stage %u wait %u parallel %u streams %u chunk %u", hello->role, hello->stage,
 		  hello->wait_ms, hello->parallel, hello->streams, hello->chunk_mb);
 	if (version != CUDAPOOL_WIRE_VERSION) {
-		struct cudapool_error e = { .error = -EPROTONOSUPPORT, .build = "9.9.9", .text = "another version" };
+		struct cudapool_error e = {.error = -EPROTONOSUPPORT, .build = "9.9.9", .text = "another version"};
 
 		answer(fd, &e, CUDAPOOL_MSG_ERROR, sizeof(e), hello->h.request);
 		return;
@@ -136,8 +137,9 @@ static void begin(int fd, const struct cudapool_action *a)
 	fake_note("log", "%s %d limit %u", fake_op_name(a->op), a->pid, a->timeout_ms);
 	if (pending_count == PENDING_MAX)
 		abort();
-	*p = (struct pending){ .fd = fd, .due_ms = now_ms(), .fault = fault_of(a->op) };
-	p->result = (struct cudapool_result){ .h.request = a->h.request, .op = a->op, .pid = a->pid, .worker_generation = 1 };
+	*p = (struct pending){.fd = fd, .due_ms = now_ms(), .fault = fault_of(a->op)};
+	p->result =
+		(struct cudapool_result){.h.request = a->h.request, .op = a->op, .pid = a->pid, .worker_generation = 1};
 	if (p->fault == FAULT_DIE)
 		exit(0);
 	if (p->fault == FAULT_HANG)
@@ -202,13 +204,13 @@ static bool serve(int fd)
 
 static int run(const char *path)
 {
-	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	struct pollfd fds[1 + CLIENTS_MAX];
 	int count = 1, i;
 
 	unlink(path);
 	strcpy(address.sun_path, path);
-	fds[0] = (struct pollfd){ .fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), .events = POLLIN };
+	fds[0] = (struct pollfd){.fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), .events = POLLIN};
 	if (bind(fds[0].fd, (struct sockaddr *)&address, sizeof(address)) || listen(fds[0].fd, 8))
 		return 1;
 	for (;;) {
@@ -221,7 +223,8 @@ static int run(const char *path)
 			fds[i--] = fds[--count];
 		}
 		if ((fds[0].revents & POLLIN) && count <= CLIENTS_MAX)
-			fds[count++] = (struct pollfd){ .fd = accept4(fds[0].fd, NULL, NULL, SOCK_CLOEXEC), .events = POLLIN };
+			fds[count++] =
+				(struct pollfd){.fd = accept4(fds[0].fd, NULL, NULL, SOCK_CLOEXEC), .events = POLLIN};
 		for (i = 0; i < pending_count; i++) {
 			if (pending[i].due_ms > now_ms())
 				continue;
@@ -234,12 +237,11 @@ static int run(const char *path)
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
-		{ "fault", required_argument, NULL, 'f' },   { "restore-ms", required_argument, NULL, 'r' },
-		{ "warm-ms", required_argument, NULL, 'w' }, { "devices", required_argument, NULL, 'd' },
-		{ "version", required_argument, NULL, 'v' }, { "failed", no_argument, NULL, 'x' },
-		{ "socket", required_argument, NULL, 's' },  { "foreground", no_argument, NULL, 'g' },
-		{ "idle", required_argument, NULL, 'i' },
-		{},
+		{"fault", required_argument, NULL, 'f'},   {"restore-ms", required_argument, NULL, 'r'},
+		{"warm-ms", required_argument, NULL, 'w'}, {"devices", required_argument, NULL, 'd'},
+		{"version", required_argument, NULL, 'v'}, {"failed", no_argument, NULL, 'x'},
+		{"socket", required_argument, NULL, 's'},  {"foreground", no_argument, NULL, 'g'},
+		{"idle", required_argument, NULL, 'i'},    {},
 	};
 	const char *path = NULL;
 	int option;

@@ -29,7 +29,7 @@ static int has(int argc, char **argv, const char *flag)
 
 int main(int argc, char **argv)
 {
-	static const char *const states[] = { "running", "locked", "checkpointed", "failed" };
+	static const char *const states[] = {"running", "locked", "checkpointed", "failed"};
 	const char *pid_text = value_of(argc, argv, "--pid"), *action = value_of(argc, argv, "--action");
 	const char *broken = getenv("FAKE_TOOL_FAIL"), *slow = getenv("FAKE_TOOL_RESTORE_MS");
 	int pid = pid_text ? atoi(pid_text) : 0;
@@ -56,7 +56,7 @@ int main(int argc, char **argv)
 		if (strcmp(action, fake_op_name(op)) != 0)
 			continue;
 		if (slow && op == CUDAPOOL_OP_RESTORE)
-			nanosleep(&(struct timespec){ atoi(slow) / 1000, atoi(slow) % 1000 * 1000000l }, NULL);
+			nanosleep(&(struct timespec){atoi(slow) / 1000, atoi(slow) % 1000 * 1000000l}, NULL);
 		if ((broken && strcmp(broken, action) == 0) || fake_act(op, pid)) {
 			puts("Could not do that: \"invalid argument\"");
 			return 1;

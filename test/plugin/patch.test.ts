@@ -14,14 +14,16 @@ import {
 import { join } from 'node:path';
 import t from 'tap';
 import { exec } from '../../harness/adapters/exec.ts';
+import { CudapoolError, EXIT } from '../../harness/errors.ts';
+import { applyPatch } from '../../harness/patch/apply.ts';
+import { diffPatch } from '../../harness/patch/diff.ts';
 import { editedFiles, editText, readEdits } from '../../harness/patch/edits.ts';
+import { rollbackPatch } from '../../harness/patch/rollback.ts';
+import { verifyPatch } from '../../harness/patch/verify.ts';
 import { cudapool, inRoot, skipUnless, tempDir } from '../support/index.ts';
-import { patchedTree, pristineTree, versions, whyNot } from './support.ts';
+import { pristineTree, versions, whyNot } from './support.ts';
 
 type Tap = typeof t;
-interface Failure {
-  error: { code: string; message: string; hint?: string; lines?: string[] };
-}
 
 const PLUGIN = 'plugins/cuda/cuda_plugin.c';
 
@@ -31,26 +33,24 @@ async function differences(a: string, b: string): Promise<string> {
   return stdout;
 }
 
-const patch = async (verb: string, dir: string, ...more: string[]) => {
+/** As the command line has it; slow, so only where that is what is tested. */
+const command = async (verb: string, dir: string, ...more: string[]) => {
   const run = await cudapool(['patch', verb, '--criu-src', dir, '--json', ...more]);
-  return { exitCode: run.exitCode, json: run.stdout === '' ? undefined : JSON.parse(run.stdout), stderr: run.stderr };
+  return { exitCode: run.exitCode, json: JSON.parse(run.stdout) };
 };
 
-/** The command must refuse, name this code and a fix, and leave the tree as it is. */
-async function refuses(
-  t: Tap,
-  dir: string,
-  code: string,
-  verb = 'apply',
-  ...more: string[]
-): Promise<Failure['error']> {
+/** What `verb` throws: it must refuse with this code, name a fix, and leave the tree as it is. */
+async function refuses(t: Tap, dir: string, code: string, verb: (dir: string) => Promise<unknown> = applyPatch) {
   const before = join(tempDir(t), 'before');
   await exec('cp', ['-a', dir, before], { timeoutMs: 30_000 });
-  const { exitCode, json } = await patch(verb, dir, ...more);
-  const { error } = json as Failure;
-  t.equal(exitCode, 1);
+  const error = await verb(dir).then(
+    () => undefined,
+    (thrown: unknown) => thrown,
+  );
+  if (!(error instanceof CudapoolError)) throw new Error(`expected ${code}, got ${String(error)}`);
   t.equal(error.code, code);
-  t.ok(error.hint, `the fix is named: ${error.hint}`);
+  t.ok(error.hint, `${code}: the fix is named: ${error.hint}`);
+  t.equal(error.exit, EXIT.FAILED);
   t.equal(await differences(before, dir), '', 'nothing is changed');
   return error;
 }
@@ -103,13 +103,13 @@ for (const version of versions) {
 
     t.test('apply, verify, diff, roll back', async (t) => {
       const dir = await copy();
-      const planned = (await patch('diff', dir)).json;
+      const planned = await diffPatch(dir);
       t.equal(planned.applied, false);
       t.equal(await differences(pristine, dir), '', 'diff writes nothing');
       t.match((await cudapool(['patch', 'apply', '--criu-src', dir, '--dry-run'])).stdout, /write .*cuda_plugin\.c/);
       t.equal(await differences(pristine, dir), '', 'a dry run writes nothing');
 
-      t.equal((await patch('apply', dir)).exitCode, 0);
+      t.equal((await command('apply', dir)).exitCode, 0);
       const cuda = join(dir, 'plugins', 'cuda');
       // The guide's commands, as typed there.
       t.equal(await shell(cuda, 'head -15 cuda_plugin.c | grep "cuda.h"'), '#include <cuda.h>');
@@ -124,7 +124,7 @@ for (const version of versions) {
       );
       t.equal(await shell(cuda, `cmp cuda_plugin.c.before-context-pool ${join(pristine, PLUGIN)}`), '');
 
-      const verified = await patch('verify', dir);
+      const verified = await command('verify', dir);
       t.equal(verified.exitCode, 0);
       t.equal(verified.json.built, false);
       t.match(
@@ -132,7 +132,7 @@ for (const version of versions) {
         { status: 'note', why: String },
       );
 
-      const done = (await patch('diff', dir)).json;
+      const done = await diffPatch(dir);
       t.equal(done.applied, true);
       t.equal(done.diff, planned.diff, 'what was announced is what was done');
       const other = await copy();
@@ -147,36 +147,29 @@ for (const version of versions) {
         (await cudapool(['patch', 'rollback', '--criu-src', dir, '--dry-run'])).stdout,
         /^cp .*before-context-pool/m,
       );
-      t.equal((await patch('verify', dir)).exitCode, 0, 'a dry run rolled nothing back');
-      t.equal((await patch('rollback', dir)).exitCode, 0);
+      t.equal((await verifyPatch(dir)).ok, true, 'a dry run rolled nothing back');
+      t.equal((await command('rollback', dir)).exitCode, 0);
       t.equal(await differences(pristine, dir), '', 'identical to the release');
     });
 
     t.test('built in place: symbols, and rolled back to the byte', async (t) => {
       const reason = whyNot(version);
       if (!skipUnless(t as unknown as Tap, reason === undefined, reason ?? '')) return;
-      // A tree that was built before, as the guide has it; building all of CRIU takes minutes.
-      const dir = join(tempDir(t), 'criu');
-      await exec('cp', ['-a', patchedTree(version), dir], { timeoutMs: 60_000 });
-      rmSync(join(dir, 'plugins', 'cuda'), { recursive: true });
-      await exec('cp', ['-a', join(pristine, 'plugins', 'cuda'), join(dir, 'plugins', 'cuda')], { timeoutMs: 30_000 });
+      // What a built tree has, as the guide begins with one; building all of CRIU takes minutes.
+      const dir = (await pristineTree(t as unknown as Tap, version, true)) ?? '';
       writeFileSync(join(dir, 'plugins', 'cuda', 'cuda_plugin.so'), 'built before');
       const before = join(tempDir(t), 'before');
       await exec('cp', ['-a', dir, before], { timeoutMs: 60_000 });
 
-      t.equal((await patch('apply', dir)).exitCode, 0);
-      t.equal((await patch('verify', dir)).exitCode, 1, 'the plugin that was there is not the patched one');
+      await applyPatch(dir);
+      t.equal((await command('verify', dir)).exitCode, 1, 'the plugin that was there is not the patched one');
       const { stdout, stderr } = await exec('make', ['-C', join(dir, 'plugins', 'cuda'), 'CC=cc', 'all'], {
         timeoutMs: 120_000,
         env: { ARCH: 'x86', MAKEFLAGS: undefined, MAKELEVEL: undefined, __nmk_dir: `${dir}/scripts/nmk/scripts/` },
       });
       t.notMatch(stdout + stderr, /warning:/);
-      const verified = await patch('verify', dir);
-      t.equal(
-        verified.exitCode,
-        0,
-        JSON.stringify(verified.json.checks.filter((check: { status: string }) => check.status === 'failed')),
-      );
+      const { ok, checks } = await verifyPatch(dir);
+      t.ok(ok, JSON.stringify(checks.filter(({ status }) => status === 'failed')));
       const shown = await shell(dir, 'nm plugins/cuda/cuda_plugin.so | grep -E "(warm|pool)"');
       for (const symbol of [
         't init_gpu_context_pool',
@@ -210,7 +203,7 @@ for (const version of versions) {
         timeoutMs: 120_000,
         env: { ARCH: 'x86', MAKEFLAGS: undefined, MAKELEVEL: undefined, __nmk_dir: `${dir}/scripts/nmk/scripts/` },
       });
-      t.equal((await patch('rollback', dir)).exitCode, 0);
+      await rollbackPatch(dir);
       t.equal(await differences(before, dir), '', 'identical, and the plugin that was there before is back');
     });
 
@@ -221,13 +214,13 @@ for (const version of versions) {
 
       appendFileSync(at(PLUGIN), '\n/* a hand was here */\n');
       await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_UNRELEASED');
-      t.equal((await patch('apply', dir, '--force')).exitCode, 0, '--force takes it, as every edit finds its place');
-      t.equal((await patch('rollback', dir)).exitCode, 0);
+      await applyPatch(dir, { force: true }); // every edit finds its place
+      await rollbackPatch(dir);
       t.match(readFileSync(at(PLUGIN), 'utf8'), 'a hand was here', 'and rollback gives back the edited file');
 
       const original = readFileSync(join(pristine, PLUGIN), 'utf8');
       writeFileSync(at(PLUGIN), original.replace('bool plugin_added_to_inventory = false;', 'static bool added;'));
-      const misplaced = await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_PLACE', 'apply', '--force');
+      const misplaced = await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_PLACE', (tree) => applyPatch(tree, { force: true }));
       t.match(misplaced.lines, [/^globals\.c .*nothing matches/]);
 
       writeFileSync(
@@ -244,22 +237,25 @@ for (const version of versions) {
       writeFileSync(at('plugins/cuda/cudapool/pool.c'), '');
       await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_FOREIGN');
       rmSync(at('plugins/cuda/cudapool'), { recursive: true });
-      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_NOT_APPLIED', 'rollback');
-      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_NOT_APPLIED', 'verify');
+      mkdirSync(at(`${PLUGIN}.cudapool-new`));
+      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_WRITE'); // the last step fails: all others are undone
+      rmSync(at(`${PLUGIN}.cudapool-new`), { recursive: true });
+      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_NOT_APPLIED', rollbackPatch);
+      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_NOT_APPLIED', verifyPatch);
 
       // The guide's backup, made by hand before: it stays.
       copyFileSync(at(PLUGIN), at(`${PLUGIN}.before-context-pool`));
-      t.equal((await patch('apply', dir)).exitCode, 0);
+      await applyPatch(dir);
       await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_APPLIED');
       appendFileSync(at(PLUGIN), '\n');
-      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_EDITED', 'rollback');
-      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_EDITED', 'apply');
-      t.equal((await patch('verify', dir)).exitCode, 1);
+      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_EDITED', rollbackPatch);
+      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_EDITED');
+      t.equal((await verifyPatch(dir)).ok, false);
       const { backup } = JSON.parse(readFileSync(at('plugins/cuda/.cudapool-patch.json'), 'utf8')).edited[1];
       renameSync(at(backup), at('hidden'));
-      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_BACKUP', 'rollback', '--force');
+      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_BACKUP', (tree) => rollbackPatch(tree, { force: true }));
       renameSync(at('hidden'), at(backup));
-      t.equal((await patch('rollback', dir, '--force')).exitCode, 0);
+      await rollbackPatch(dir, { force: true });
       t.ok(existsSync(at(`${PLUGIN}.before-context-pool`)));
       rmSync(at(`${PLUGIN}.before-context-pool`));
       t.equal(await differences(pristine, dir), '');
@@ -268,7 +264,7 @@ for (const version of versions) {
         at('plugins/cuda/.cudapool-patch.json'),
         '{"schema": "cudapool-patch-manifest/1", "edited": [{"path": "../../etc/passwd"}]}',
       );
-      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_MANIFEST', 'rollback');
+      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_MANIFEST', rollbackPatch);
       rmSync(at('plugins/cuda/.cudapool-patch.json'));
 
       const makefile = readFileSync(at('Makefile.versions'), 'utf8');
@@ -283,4 +279,7 @@ for (const version of versions) {
 t.test('usage', async (t) => {
   t.equal((await cudapool(['patch', 'apply'])).exitCode, 2, 'no tree');
   t.equal((await cudapool(['patch', 'apply', '--criu-src', '/nonexistent'])).exitCode, 2, 'no folder');
+  const { exitCode, json } = await command('apply', tempDir(t as unknown as Tap));
+  t.equal(exitCode, 1);
+  t.match(json, { error: { code: 'ERR_CUDAPOOL_NOT_CRIU', hint: String } });
 });

@@ -32,6 +32,35 @@ start_contained_app() {
 	RESTORE="--root $T/root"
 }
 
+# start_gpu_app PROCESSES: a tree that really uses the (software) driver. Needs DRIVER, the folder of softcuda.
+start_gpu_app() {
+	export SOFTCUDA_DIR=$T/device LD_LIBRARY_PATH=$DRIVER/lib PATH=$DRIVER/bin:$PATH
+	mkdir -p "$SOFTCUDA_DIR"
+	"$FAKE/gpuapp" "$1" "$T" &
+	APP=$!
+	TREE=$1
+	wait_for "ls $T/alive.* 2>/dev/null | wc -l | grep -qx $TREE"
+	rm -f "$T"/alive.*
+}
+
+# start_cudapoold ARGUMENT...: the real pool. Needs DAEMON.
+start_cudapoold() {
+	"$DAEMON" --foreground --socket "$CUDAPOOL_SOCKET" "$@" >>"$T/pool.log" 2>&1 &
+	POOL=$!
+	wait_for "test -S $CUDAPOOL_SOCKET"
+}
+
+# fault NAME=WHAT: the driver misbehaves in every process; nothing: no longer
+fault() {
+	if [ $# -gt 0 ]; then echo "$1" >"$T/device/faults"; else rm -f "$T/device/faults"; fi
+}
+
+# What the pool holds, and how often it gave something back
+pool_counts() {
+	"$DAEMON" --status --socket "$CUDAPOOL_SOCKET" |
+		sed -E 's/.*"held_count":([0-9]+).*"given_back":\{"ok":([0-9]+).*/held=\1\ngiven_back=\2/'
+}
+
 start_pool() {
 	"$FAKE/fakepool" --socket "$CUDAPOOL_SOCKET" "$@" &
 	POOL=$!
@@ -77,6 +106,7 @@ answers() {
 	rm -f "$ANSWERS"/alive.*
 	pkill -USR1 -x cuda-app
 	pkill -USR1 -x plain-app
+	pkill -USR1 -x gpuapp
 	for _ in $(seq 100); do
 		[ "$(ls "$ANSWERS"/alive.* 2>/dev/null | wc -l)" = "$TREE" ] && break
 		sleep 0.01
@@ -86,7 +116,7 @@ answers() {
 
 # Processes and zombies of the tree
 left() {
-	echo "$1=$(ps -eo comm | grep -cE '^(cuda-app|plain-app|app)')"
+	echo "$1=$(ps -eo comm | grep -cE '^(cuda-app|plain-app|app|gpuapp)')"
 }
 
 # States of the processes' GPU side: 0 running, 1 locked, 2 checkpointed

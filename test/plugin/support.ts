@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Runs scenario.sh's steps with real CRIU and the patched plugin, against a scripted pool and a recording cuda-checkpoint.
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Test } from 'tap';
 import { exec } from '../../harness/adapters/exec.ts';
@@ -18,14 +18,33 @@ const short = (version: Version): string => version.replaceAll('.', '');
 export const patchedTree = (version: Version): string =>
   process.env[`CUDAPOOL_TEST_PATCHED_CRIU_${short(version)}`] ?? criuTree(version);
 
-/** A copy of the released sources: of what setup fetched, or of CUDAPOOL_TEST_CRIU_421. undefined: there are none. */
-export async function pristineTree(t: Test, version: Version): Promise<string | undefined> {
+/** What the patch looks at in a tree, and what building the plugin needs; all of CRIU would take long to copy and compare. */
+const looked = ['Makefile.versions', 'plugins'];
+const builtParts = ['compel', 'criu/include', 'criu/arch', 'images', 'include', 'scripts/nmk'];
+
+async function copyParts(from: string, to: string, parts: readonly string[]): Promise<void> {
+  mkdirSync(to, { recursive: true });
+  const there = parts.filter((part) => existsSync(join(from, part)));
+  await exec('cp', ['-a', '--parents', ...there, to], { cwd: from, timeoutMs: 60_000 });
+}
+
+/**
+ * Those parts of the released sources, of what setup fetched or of CUDAPOOL_TEST_CRIU_421; with `built` as after a build.
+ * undefined: there are none.
+ */
+export async function pristineTree(t: Test, version: Version, built = false): Promise<string | undefined> {
   const dir = join(tempDir(t), `criu-${version}`);
   const given = process.env[`CUDAPOOL_TEST_CRIU_${short(version)}`];
   const tarball = inRoot('build', 'sources', `criu_${version}.orig.tar.xz`);
-  if (given !== undefined) await exec('cp', ['-a', given, dir], { timeoutMs: 30_000 });
-  else if (existsSync(tarball)) await unpack(tarball, dir);
+  if (given !== undefined) await copyParts(given, dir, looked);
+  else if (existsSync(tarball))
+    await unpack(
+      tarball,
+      dir,
+      looked.map((part) => `criu-${version}/${part}`),
+    );
   const there = existsSync(join(dir, 'Makefile.versions'));
+  if (built && there) await copyParts(patchedTree(version), dir, builtParts);
   return skipUnless(t, there, `no sources of CRIU ${version}: bin/cudapool setup --for test fetches them`)
     ? dir
     : undefined;

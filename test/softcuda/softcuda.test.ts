@@ -18,8 +18,11 @@ const PROGRAMS = [
   'fault',
 ] as const;
 
+t.setTimeout(300_000); // most of it is compiling with sanitizers
+
 for (const sanitize of [undefined, 'address,undefined']) {
   t.test(sanitize === undefined ? 'as it is' : `with ${sanitize}`, async (t) => {
+    t.setTimeout(150_000);
     const out = await buildSnippets('softcuda', sanitize === undefined ? {} : { sanitize });
     t.jobs = 2;
     for (const program of PROGRAMS) void runTap(t, join(out, program));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // All suites, in the order in which 'all' runs them: what the targets are about first, in case the time ends.
 import type { Suite } from '../suite.ts';
+import { costSuite } from './cost.ts';
 import { criuSuite } from './criu.ts';
 import { lateSuite } from './late.ts';
 import { leaksSuite } from './leaks.ts';
@@ -16,6 +17,7 @@ export const allSuites: readonly Suite[] = [
   pytorchSuite,
   lateSuite,
   microSuite,
+  costSuite,
   workerKillSuite,
   leaksSuite,
   treeSuite,

@@ -3,18 +3,17 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { gpuMemoryUsedMib } from '../../adapters/nvidia-smi.ts';
-import type { Answer } from '../../container/ask.ts';
 import { CudapoolError } from '../../errors.ts';
 import type { Bed } from '../bed.ts';
 import type { Experiment } from '../experiment.ts';
 import {
   askWorkload,
   checkAnswers,
+  type Dumped,
   dumpWorkload,
   endTree,
   restoreWorkload,
   startWorkload,
-  type Workload,
 } from '../processes.ts';
 import { type Observations, samples } from '../record.ts';
 import { slope, summarize } from '../stats.ts';
@@ -66,7 +65,7 @@ function growthFacts(seen: Observations): Record<string, number> {
 
 function experiment({ bed, memoryMib = 0 }: SuiteOptions): Experiment {
   const run = bed.criu('pool', join(bed.scratch, 'leaks'));
-  let dumped: { workload: Workload; answers: readonly Answer[] } | undefined;
+  let dumped: Dumped | undefined;
   const none = (what: string, fact: string, max = 0) =>
     ({ kind: 'fact', what: `growth of ${what}`, fact, max }) as const;
   return {

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: MIT
+// `cudapool bench` on the software driver, end to end: real CRIU, real podman, a pool, and the figures that the costs predict.
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import t from 'tap';
+import { H200_COSTS } from '../../harness/bench/bed.ts';
+import { predictedGainMs, readCosts } from '../../harness/bench/prediction.ts';
+import { type BenchRecord, readDocument } from '../../harness/bench/record.ts';
+import { built, builtCriu, cudapool, isRoot, skipUnless, tempDir } from '../support/index.ts';
+
+const leftovers = (scratch: string): string[] => readdirSync(scratch);
+
+t.test('what the recorded costs predict', async (t) => {
+  // (97 + 98) twice, 9 + 7, and a cold restore, against a warm one: from facts-h200.md by hand
+  t.equal(predictedGainMs(readCosts(H200_COSTS)), 2 * (97 + 98) + (9 + 7) + 280 - 185);
+  t.throws(() => predictedGainMs(new Map()), RangeError, 'nothing is made up');
+});
+
+t.test('restores without and with the pool', async (t) => {
+  const ready =
+    isRoot &&
+    builtCriu('4.2.1').ready &&
+    existsSync(built.cudapoold) &&
+    existsSync(join(built.softcudaLib, 'libcuda.so.1'));
+  if (!skipUnless(t, ready, 'needs root, and everything built')) return;
+  const dir = tempDir(t);
+  const scratch = tempDir(t);
+  const file = join(dir, 'record.json');
+  const out = join(dir, 'out');
+  const csv = join(dir, 'runs.csv');
+  const markdown = join(dir, 'results.md');
+  const args = ['bench', 'criu', 'restore', '--driver', 'softcuda', '--runs', '2', '--warmup', '0', '--memory', '2'];
+  const files = ['--json', file, '--out', out, '--export-csv', csv, '--export-markdown', markdown];
+  const ran = await cudapool([...args, ...files], {
+    timeoutMs: 110_000,
+    env: { CUDAPOOL_SCRATCH: scratch, TMPDIR: scratch },
+  });
+  t.equal(ran.exitCode, 0, ran.stderr);
+
+  t.equal(ran.stdout.match(/│ Without context pool {2}│/g)?.length, 2, "the guide's table, for each");
+  t.match(ran.stdout, /^Improvement: \d\.\d{3}s faster \(\d+% improvement\)$/m);
+  t.match(ran.stdout, /^simulated: /m);
+  t.same(leftovers(scratch), [], 'nothing is left behind');
+
+  const { host, records } = await readDocument(file);
+  t.match(host, { simulated: true, criu: '4.2.1', softcuda_costs: /^[0-9a-f]{64}$/ });
+  t.same(readdirSync(out).sort(), ['criu-2mib.json', 'restore-2mib.json']);
+  t.equal(records.length, 2);
+  for (const record of records as BenchRecord[]) {
+    const { suite, runs, facts } = record;
+    t.equal(runs.map(({ variant }) => variant).join(' '), 'stock pool pool stock', `${suite}: ABBA`);
+    t.ok(
+      runs.every(({ verified, error }) => verified && error === undefined),
+      `${suite}: every answer was right`,
+    );
+    t.equal(facts.executed_with_pool, 0, `${suite}: nothing is executed with the pool`);
+    t.ok(
+      Number(facts.executed_with_stock) >= 3,
+      `${suite}: upstream's plugin executes cuda-checkpoint for each action`,
+    );
+    const [predicted, measured] = [Number(facts.predicted_gain_ms), Number(facts.measured_gain_ms)];
+    t.ok(
+      measured > 0.5 * predicted && measured < 2 * predicted,
+      `${suite}: gained ${measured.toFixed(0)} ms, predicted ${predicted} ms`,
+    );
+  }
+  t.equal(readFileSync(csv, 'utf8').trimEnd().split('\n').length, 9);
+  t.match(readFileSync(markdown, 'utf8'), /## Simulated: software driver with measured costs/);
+});
+
+t.test('a bench that cannot run says why', async (t) => {
+  const cases: [args: string[], exit: number, message: RegExp][] = [
+    [['--driver', 'gpu'], 3, /there is no usable GPU/],
+    [['--driver', 'softcuda', '--costs', '/nonexistent'], 3, /\/nonexistent is missing/],
+    [['--criu', '/nonexistent'], 3, /there is no such tree/],
+    [['pytorch', '--driver', 'softcuda'], 3, /PyTorch needs a GPU/],
+  ];
+  for (const [args, exit, message] of cases) {
+    if (args.includes('gpu') && existsSync('/proc/driver/nvidia')) continue;
+    const ran = await cudapool(['bench', ...args]);
+    t.equal(ran.exitCode, exit, args.join(' '));
+    t.match(ran.stderr, message);
+    t.match(ran.stderr, /hint:/);
+  }
+});

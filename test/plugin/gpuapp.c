@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MIT
+/* `gpuapp PROCESSES DIR`: a tree of CUDA processes that show, when asked by SIGUSR1, whether their GPU memory is
+ * intact. */
+#include <cuda.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define BYTES (1 << 20)
+
+static volatile sig_atomic_t asked = 1;
+
+static void on_ask(int signal)
+{
+	asked = 1;
+}
+
+static void answer(const char *dir, CUdeviceptr memory, unsigned char *wanted, unsigned char *found)
+{
+	char path[4096];
+	int fd;
+
+	memset(found, 0, BYTES);
+	if (cuMemcpyDtoH_v2(found, memory, BYTES) != CUDA_SUCCESS || memcmp(wanted, found, BYTES) != 0)
+		return;
+	snprintf(path, sizeof(path), "%s/alive.%d", dir, getpid());
+	fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+	if (fd >= 0)
+		close(fd);
+}
+
+int main(int argc, char **argv)
+{
+	unsigned char *wanted = malloc(BYTES), *found = malloc(BYTES);
+	CUdeviceptr memory;
+	CUcontext context;
+	CUdevice device;
+	int i;
+
+	if (argc != 3 || !wanted || !found)
+		return 2;
+	close_range(3, ~0u, 0); /* what a test runner left open cannot be dumped */
+	setsid();
+	for (i = 0; i < 3; i++) {
+		close(i);
+		if (open("/dev/null", O_RDWR) != i)
+			return 1;
+	}
+	if (chdir("/"))
+		return 1;
+	for (i = 1; i < atoi(argv[1]); i++)
+		if (fork() == 0)
+			break;
+
+	srandom(getpid());
+	for (i = 0; i < BYTES; i++)
+		wanted[i] = random();
+	if (cuInit(0) || cuDeviceGet(&device, 0) || cuCtxCreate_v2(&context, 0, device) ||
+	    cuMemAlloc_v2(&memory, BYTES) || cuMemcpyHtoD_v2(memory, wanted, BYTES))
+		return 1;
+	signal(SIGUSR1, on_ask);
+	for (;;) {
+		if (asked) {
+			asked = 0;
+			answer(argv[2], memory, wanted, found);
+		}
+		usleep(1000);
+	}
+}
