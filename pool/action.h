@@ -55,6 +55,12 @@ void actions_init(int threads, int action_limit_s);
 /* Actions on one process are carried out one at a time, in the order in which they were started. */
 void action_start(struct action *action);
 
+/*
+ * Takes it back if no worker has had it yet: true, and done() is not called. False: it goes on, and done() is
+ * called. There are never more of those than the worker takes at once.
+ */
+bool action_withdraw(struct action *action);
+
 /* How many wait, and how many are with the worker. */
 void actions_count(unsigned *queued, unsigned *running);
 

@@ -17,6 +17,7 @@
 
 #define SYSTEMD_FD 3 /* the first that it passes */
 #define BACKLOG    128
+#define LINKS_MAX  40 /* as the kernel */
 
 static __attribute__((format(printf, 3, 4))) int fail(struct listener *listener, int error, const char *format, ...)
 {
@@ -62,29 +63,71 @@ static int take_from_systemd(struct listener *listener)
 	return 0;
 }
 
-/* Whoever can write to the directory can replace the socket, the lock and the journal. */
-static int check_directory(struct listener *listener)
+/* One step of a path; the last one is made where it is missing. *st is of the step itself, also where it is a link. */
+static int check_step(struct listener *listener, const char *step, bool last, struct stat *st)
 {
-	char directory[sizeof(listener->path)];
-	struct stat st;
-	char *slash;
-
-	snprintf(directory, sizeof(directory), "%s", listener->path);
-	slash = strrchr(directory, '/');
-	if (directory[0] != '/' || slash == directory)
-		return fail(listener, -EINVAL, "the socket needs an absolute path in a directory of its own, not '%s'",
-			    listener->path);
-	*slash = '\0';
-	if (mkdir(directory, 0755) && errno != EEXIST)
-		return fail(listener, -errno, "cannot make %.150s: %s", directory, strerror(errno));
-	if (stat(directory, &st) || !S_ISDIR(st.st_mode))
-		return fail(listener, -ENOTDIR, "%.150s is no directory", directory);
-	if ((st.st_uid != 0 && st.st_uid != geteuid()) || ((st.st_mode & 022) && !(st.st_mode & S_ISVTX)))
+	if (lstat(step, st) && (errno != ENOENT || !last || mkdir(step, 0755) || lstat(step, st)))
+		return fail(listener, -errno, "cannot use %.150s: %s", step, strerror(errno));
+	if (!S_ISDIR(st->st_mode) && !S_ISLNK(st->st_mode))
+		return fail(listener, -ENOTDIR, "%.150s is no directory", step);
+	if (st->st_uid != 0 && st->st_uid != geteuid())
+		return fail(listener, -EPERM,
+			    "%.100s belongs to user %u, who could replace what is below it: choose a directory of your "
+			    "own with --socket",
+			    step, st->st_uid);
+	if (S_ISDIR(st->st_mode) && (st->st_mode & 022) && !(st->st_mode & S_ISVTX))
 		return fail(
 			listener, -EPERM,
 			"others may write to %.100s: choose a directory of your own with --socket, or chmod go-w it",
-			directory);
+			step);
 	return 0;
+}
+
+/*
+ * Whoever can write to the directory can replace the socket, the lock and the journal; whoever can write to one
+ * above it, or owns a link on the way, can replace the directory. So each step from the root on is looked at, and
+ * links are followed by hand.
+ */
+static int check_directory(struct listener *listener)
+{
+	char path[PATH_MAX], target[PATH_MAX], joined[PATH_MAX], after;
+	size_t begin = 0, end = 1, next; /* of the step's name, and where the next one begins; the first is the root */
+	int links = 0, err;
+	struct stat st;
+	bool last;
+	ssize_t n;
+
+	snprintf(path, sizeof(path), "%s", listener->path);
+	if (path[0] != '/' || strrchr(path, '/') == path)
+		return fail(listener, -EINVAL, "the socket needs an absolute path in a directory of its own, not '%s'",
+			    listener->path);
+	*strrchr(path, '/') = '\0';
+	for (;;) {
+		next = end + strspn(path + end, "/");
+		last = !path[next];
+		after = path[end];
+		path[end] = '\0';
+		err = check_step(listener, path, last, &st);
+		if (err)
+			return err;
+		n = S_ISLNK(st.st_mode) ? readlink(path, target, sizeof(target)) : 0;
+		path[end] = after;
+		if (S_ISLNK(st.st_mode)) {
+			if (n <= 0 || ++links > LINKS_MAX ||
+			    snprintf(joined, sizeof(joined), "%.*s%.*s%s", target[0] == '/' ? 0 : (int)begin, path,
+				     (int)n, target, path + end) >= (int)sizeof(joined))
+				return fail(listener, -ELOOP, "the way to %s leads through too many links",
+					    listener->path);
+			memcpy(path, joined, sizeof(path));
+			begin = 0;
+			end = 1;
+		} else if (!last) {
+			begin = next;
+			end = begin + strcspn(path + begin, "/");
+		} else {
+			return 0;
+		}
+	}
 }
 
 /* The lock outlives no process, so it never goes stale. */

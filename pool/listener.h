@@ -18,9 +18,10 @@ struct listener {
 };
 
 /*
- * With systemd's LISTEN_FDS: takes the socket from there. Else makes one at `path`: its directory
- * if that is missing (0755; one that others may write to is refused), the socket with mode 0660 and of `group`
- * (mode 0600 where that is (gid_t)-1), instead of one that a dead pool left. Non-blocking, close-on-exec.
+ * With systemd's LISTEN_FDS: takes the socket from there. Else makes one at `path`: its directory if that is missing
+ * (0755), the socket with mode 0660 and of `group` (mode 0600 where that is (gid_t)-1), instead of one that a
+ * dead pool left. Non-blocking, close-on-exec. A directory that others may write to is refused, and so is each one
+ * above it and each link on the way that others could replace.
  * 0; -EADDRINUSE: another pool serves it; or another negative errno.
  */
 int listener_open(struct listener *listener, const char *path, gid_t group);

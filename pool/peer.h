@@ -39,6 +39,7 @@ struct peer {
 	bool greeted;       /* HELLO came */
 	bool welcome_waits; /* until the worker is warm, or the timer fires */
 	uint32_t hello_request;
+	bool shares_pids; /* it means the same processes as we do by their numbers */
 	bool plugin;
 	struct owner *owner;      /* NULL: owns nothing */
 	struct session_undo undo; /* a RELEASE UNDO under way */

@@ -66,10 +66,10 @@ static int stat_of(int pid, struct stat_line *line)
 	return read_stat(path, line);
 }
 
-/* The value of the line that begins with `key` in /proc/PID/status, or a negative errno. */
-static long status_value(int pid, const char *key)
+/* What follows `key` at the start of a line of /proc/PID/status. 0 or a negative errno. */
+static int status_line(int pid, const char *key, char *value, size_t size)
 {
-	char path[64], text[4096], *at;
+	char path[64], text[8192], *at;
 	int err;
 
 	snprintf(path, sizeof(path), "/proc/%d/status", pid);
@@ -77,12 +77,25 @@ static long status_value(int pid, const char *key)
 	if (err)
 		return err == -ENOENT ? -ESRCH : err;
 	at = strstr(text, key);
-	return at ? strtol(at + strlen(key), NULL, 10) : -ENODATA;
+	if (!at)
+		return -ENODATA;
+	at += strlen(key);
+	snprintf(value, size, "%.*s", (int)strcspn(at, "\n"), at);
+	return 0;
+}
+
+static long status_value(int pid, const char *key)
+{
+	char value[32];
+	int err = status_line(pid, key, value, sizeof(value));
+
+	return err ? err : strtol(value, NULL, 10);
 }
 
 int process_open(struct process *process, int pid)
 {
 	struct stat_line line;
+	char thread[64];
 	long leader;
 	int err;
 
@@ -96,8 +109,12 @@ int process_open(struct process *process, int pid)
 	if (process->fd < 0)
 		return -errno;
 	process->pid = (int)leader;
-	err = stat_of(process->pid, &line);
-	/* Alive after its number was looked up: so the descriptor, the number and the start time are of one process. */
+	snprintf(thread, sizeof(thread), "/proc/%d/task/%d", process->pid, pid);
+	err = access(thread, F_OK) ? -ESRCH : stat_of(process->pid, &line);
+	/*
+	 * Alive after its number was looked up, and the thread still among its own: so the descriptor, the number, the
+	 * thread and the start time are of one process, even where another one had got the number in between.
+	 */
 	if (!err && !process_alive(process))
 		err = -ESRCH;
 	if (err) {
@@ -143,6 +160,16 @@ bool process_alive(const struct process *process)
 bool process_same(const struct process *a, const struct process *b)
 {
 	return a->pid == b->pid && a->start == b->start;
+}
+
+bool process_shares_pids(const struct process *process)
+{
+	char numbers[64], *end;
+
+	/* One number for each namespace from ours down to its own; unlike ns/pid, it takes no privilege to read. */
+	if (status_line(process->pid, "\nNSpid:", numbers, sizeof(numbers)))
+		return false;
+	return strtol(numbers, &end, 10) == process->pid && !*end && process_alive(process);
 }
 
 int process_parent(const struct process *process)

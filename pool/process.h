@@ -31,6 +31,9 @@ bool process_alive(const struct process *process);
 
 bool process_same(const struct process *a, const struct process *b);
 
+/* True if it lives in our own pid namespace, so that a number names the same process for it and for us. */
+bool process_shares_pids(const struct process *process);
+
 /* Its parent's pid; 0 if it is gone. */
 int process_parent(const struct process *process);
 

@@ -19,8 +19,18 @@
 #define SO_PEERPIDFD 77
 #endif
 
-#define WAIT_MAX_MS    60000          /* the largest wait_ms of HELLO */
 #define TIMEOUT_MAX_MS (24 * 3600000) /* the largest timeout_ms of ACTION; it is cut to the action limit anyway */
+
+/* The largest values of the options that HELLO hands over. */
+enum {
+#define OPTION(name, environment, type, fallback, min, max, readers, text) max_##name = (max),
+#include "options.def"
+#undef OPTION
+};
+
+static const char elsewhere[] =
+	"you are in another pid namespace than the pool, where numbers name other processes: run CRIU (or "
+	"cuda-checkpoint) where the pool runs, on the host";
 
 static unsigned requests_open;
 static void (*stop_pool)(void);
@@ -83,15 +93,17 @@ static int open_peer_process(struct peer *peer, struct process *process)
 static int attach_owner(struct peer *peer, const struct cudapool_hello *hello, const char **text)
 {
 	struct process self = PROCESS_NONE, parent = PROCESS_NONE, *owner = &self;
-	int err;
+	int err = 0;
 
-	if (hello->role == CUDAPOOL_ROLE_TOOL || (hello->role == CUDAPOOL_ROLE_DROPIN && !hello->owner_pid))
-		return 0;
-	err = open_peer_process(peer, &self);
-	if (err) {
-		*text = "the pool cannot see your process: run it in the pool's pid namespace, or in one below it";
-		return err;
+	peer->shares_pids = !open_peer_process(peer, &self) && process_shares_pids(&self);
+	/* A tool may be anywhere, if it only asks how the pool is. */
+	if (!peer->shares_pids && hello->role != CUDAPOOL_ROLE_TOOL) {
+		*text = elsewhere;
+		err = -EPERM;
+		goto out;
 	}
+	if (hello->role == CUDAPOOL_ROLE_TOOL || (hello->role == CUDAPOOL_ROLE_DROPIN && !hello->owner_pid))
+		goto out;
 	if (hello->owner_pid && hello->owner_pid != self.pid) {
 		owner = &parent;
 		err = process_open(&parent, hello->owner_pid);
@@ -109,7 +121,10 @@ static int attach_owner(struct peer *peer, const struct cudapool_hello *hello, c
 	if (!peer->owner) {
 		*text = "the pool is out of memory or descriptors";
 		err = -ENOMEM;
+		goto out;
 	}
+	peer->owner->streams = hello->streams;
+	peer->owner->chunk_mb = hello->chunk_mb;
 out:
 	process_close(&self);
 	process_close(&parent);
@@ -127,7 +142,8 @@ static void on_hello(struct peer *peer, const struct cudapool_hello *hello)
 		return;
 	}
 	if (hello->role > CUDAPOOL_ROLE_DROPIN || hello->stage > CUDAPOOL_STAGE_RESTORE || hello->owner_pid < 0 ||
-	    hello->wait_ms > WAIT_MAX_MS || hello->parallel > 1 || hello->reserved) {
+	    hello->wait_ms > max_wait_ms || hello->parallel > 1 || hello->streams > max_streams ||
+	    hello->chunk_mb > max_chunk_mb || hello->reserved) {
 		peer_expel(peer, hello->h.request, -EINVAL, "HELLO says what no client of this version says");
 		return;
 	}
@@ -209,6 +225,10 @@ static void on_action(struct peer *peer, const struct cudapool_action *message)
 	if (message->op < CUDAPOOL_OP_STATE || message->op > CUDAPOOL_OP_LAST || message->pid <= 0 ||
 	    message->reserved || message->timeout_ms > TIMEOUT_MAX_MS) {
 		peer_expel(peer, message->h.request, -EINVAL, "ACTION says what no client of this version says");
+		return;
+	}
+	if (!peer->shares_pids) {
+		peer_refuse(peer, message->h.request, -EPERM, "%s", elsewhere);
 		return;
 	}
 	if (ending) {

@@ -231,6 +231,14 @@ static int request_begins(struct action *action)
 	return err;
 }
 
+static void free_request(struct session_request *request)
+{
+	if (request->owner)
+		put_owner(request->owner);
+	process_close(&request->process);
+	free(request);
+}
+
 static void request_ended(struct action *action)
 {
 	struct session_request *request = container_of(action, struct session_request, action);
@@ -238,10 +246,7 @@ static void request_ended(struct action *action)
 	if (request->answer)
 		request->answer(request, action);
 	holding_end(action->process, action->op, action->error);
-	if (request->owner)
-		put_owner(request->owner);
-	process_close(&request->process);
-	free(request);
+	free_request(request);
 }
 
 int session_start(struct session_request **result, struct owner *owner, bool plugin, enum cudapool_op op, int pid,
@@ -278,6 +283,8 @@ int session_start(struct session_request **result, struct owner *owner, bool plu
 void session_abandon(struct session_request *request)
 {
 	request->answer = NULL;
+	if (action_withdraw(&request->action))
+		free_request(request);
 }
 
 /* ---- report ----------------------------------------------------------------------------------- */
@@ -311,6 +318,8 @@ void session_report(struct cudapool_json *json, int limit)
 		cudapool_json_bool(json, "alive", !owner->dead);
 		cudapool_json_number(json, "plugin_connections", owner->plugins);
 		cudapool_json_number(json, "held", held);
+		cudapool_json_number(json, "streams", owner->streams);
+		cudapool_json_number(json, "chunk_mb", owner->chunk_mb);
 		cudapool_json_close(json, '}');
 	}
 }

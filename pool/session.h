@@ -30,8 +30,9 @@ struct owner {
 	struct process process; /* .fd is -1 for one that was dead when its holdings were recovered */
 	char name[16];
 	bool dead;
-	unsigned references; /* connections, requests and holdings */
-	unsigned plugins;    /* connections in the role PLUGIN */
+	unsigned references;        /* connections, requests and holdings */
+	unsigned plugins;           /* connections in the role PLUGIN */
+	unsigned streams, chunk_mb; /* as its last HELLO said: for loading images of GPU memory */
 	LIST_HEAD(, holding) holdings;
 	LIST_HEAD(, session_undo) undos;
 	struct loop_watch death;
@@ -65,7 +66,10 @@ struct session_request {
 int session_start(struct session_request **request, struct owner *owner, bool plugin, enum cudapool_op op, int pid,
 		  unsigned timeout_ms);
 
-/* Whoever asked is gone: what has not begun, and would take something, is not done; the rest goes on unheard. */
+/*
+ * Whoever asked is gone: what no worker has had yet is dropped, so that nobody can leave more in the queue than
+ * connections may have open. The rest goes on unheard, but for what would take something and has not begun to.
+ */
 void session_abandon(struct session_request *request);
 
 struct session_undo {                                       /* zeroed, and embedded in the connection that waits */

@@ -25,7 +25,9 @@
  *   held         [ { pid, name, owner_pid, locked, checkpointed, under_way (an action or null), giving_back,
  *                    failed_attempts } ]
  *   owner_count  those for whom the pool acts, or holds something
- *   owners       [ { pid, name, alive, plugin_connections, held } ]
+ *   owners       [ { pid, name, alive, plugin_connections, held,
+ *                    streams (CRIU_CUDA_STREAMS), chunk_mb (CRIU_CUDA_CHUNK_MB) } ]; these two as its last HELLO
+ *                  said, 0: the pool's default
  *   given_back   { ok, failed }: processes, when an owner died or said UNDO
  *   connections  { open, accepted, refused (not allowed, or too many), dropped (broke the protocol, or too slow) }
  *   errors       [ { ago_ms, text } ], the last ones, newest first

@@ -24,7 +24,8 @@ struct cudapool_client {
  * Connects to the pool's socket (`path`, or NULL for CUDAPOOL_SOCKET from the environment, or the
  * default) and says hello; fills in the header and build of *hello. Takes at most hello->wait_ms and ten seconds.
  * -ECONNREFUSED or -ENOENT: there is no pool. -EPROTONOSUPPORT: a pool of another version.
- * -EACCES: not root and not in its group. -EPERM: the socket is served by neither root nor the caller.
+ * -EACCES: not root and not in its group. -EPERM: the socket is served by neither root nor the caller,
+ * or the caller is in another pid namespace than the pool.
  */
 int cudapool_client_connect(struct cudapool_client *c, const char *path, struct cudapool_hello *hello);
 

@@ -15,8 +15,12 @@
  * a request number that its RESULT repeats, and results come in the order in which they are ready.
  *
  * What a connection has locked or checkpointed is given back (restored, unlocked) when its owner
- * dies, unless RELEASE said otherwise. The owner is the peer itself, or a parent of it that HELLO
- * names: a cuda-checkpoint that CRIU executes is gone after each action, CRIU is not.
+ * dies, unless RELEASE said otherwise. The owner of what a PLUGIN takes is the peer itself, or a parent of it
+ * that HELLO names. Of what a DROPIN takes it is the CRIU that HELLO names as its parent: a cuda-checkpoint that
+ * CRIU executes is gone after each action, CRIU is not. Without one, nobody is: it stays locked or checkpointed
+ * until somebody says otherwise, as with NVIDIA's own. Nor does anybody own what a TOOL takes.
+ *
+ * Process numbers are the pool's: it refuses a PLUGIN, a DROPIN, and each ACTION from another pid namespace.
  */
 
 #define CUDAPOOL_SOCKET_DEFAULT "/run/cudapool/cudapoold.sock"
@@ -66,11 +70,11 @@ struct cudapool_hello {
 	struct cudapool_header h;
 	uint32_t role;	    /* enum cudapool_role */
 	uint32_t stage;	    /* enum cudapool_stage */
-	int32_t owner_pid;  /* 0: the peer itself; else its parent, and the pool checks that it is */
+	int32_t owner_pid;  /* its parent, and the pool checks that it is; 0: PLUGIN: the peer itself, DROPIN: nobody */
 	uint32_t wait_ms;   /* how long WELCOME may be held back until the driver is warm; at most 60000 */
 	uint32_t parallel;  /* 1: the client will have several processes under way at once (CRIU_CUDA_PARALLEL_RESTORE) */
-	uint32_t streams;   /* CRIU_CUDA_STREAMS; 0: the pool's default */
-	uint32_t chunk_mb;  /* CRIU_CUDA_CHUNK_MB, MiB; 0: the pool's default */
+	uint32_t streams;   /* CRIU_CUDA_STREAMS, at most 64; 0: the pool's default */
+	uint32_t chunk_mb;  /* CRIU_CUDA_CHUNK_MB, MiB, at most 1024; 0: the pool's default */
 	uint32_t reserved;  /* 0 */
 	char build[CUDAPOOL_BUILD_LEN];
 };

@@ -36,7 +36,7 @@ static void print_result(const struct cudapool_result *r)
 /* connect ROLE [wait_ms] [owner_pid] */
 static void do_connect(const char *role, unsigned wait_ms, int owner)
 {
-	struct cudapool_hello hello = {.wait_ms = wait_ms, .owner_pid = owner};
+	struct cudapool_hello hello = {.wait_ms = wait_ms, .owner_pid = owner, .streams = 8, .chunk_mb = 256};
 	int err;
 
 	hello.role = !strcmp(role, "plugin")   ? CUDAPOOL_ROLE_PLUGIN

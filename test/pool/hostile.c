@@ -155,6 +155,12 @@ static void wrong_messages(void)
 	bad.wait_ms = 3600000;
 	expelled(false, &bad, sizeof(bad), EINVAL, "waiting for an hour");
 	bad = hello;
+	bad.streams = 65;
+	expelled(false, &bad, sizeof(bad), EINVAL, "65 streams");
+	bad = hello;
+	bad.chunk_mb = 1025;
+	expelled(false, &bad, sizeof(bad), EINVAL, "chunks of 1025 MiB");
+	bad = hello;
 	bad.owner_pid = 1;
 	expelled(false, &bad, sizeof(bad), EPERM, "an owner that is not the parent");
 

@@ -15,7 +15,7 @@ import {
   tempDir,
   until,
 } from '../support/index.ts';
-import { startApp, startClient, statusOf } from './support.ts';
+import { acting, ERRNO, fault, startApp, startClient, statusOf } from './support.ts';
 
 const programs = await buildSnippets('pool');
 
@@ -73,4 +73,47 @@ t.test('who may connect', async (t) => {
   t.match(await as('--reuid=65534', '--regid=60', '--clear-groups'), /^welcome/, 'the group may');
   t.match(await as('--reuid=65534', '--regid=65534', '--groups=100,60'), /^welcome/, 'also as one of many groups');
   t.match(await as('--reuid=65534', '--regid=65534', '--groups=100,12'), /^error -13/, 'others may not');
+});
+
+t.test('who asks and goes away', async (t) => {
+  const soft = softCuda(t);
+  const pool = await startPool(t, soft);
+  const app = await startApp(t, programs, soft);
+  const busy = startClient(t, programs, pool.socket);
+  const client = startClient(t, programs, pool.socket);
+  await busy.say('connect tool');
+  fault(soft, 'lock=hang:4000');
+  await busy.say(`begin lock ${app.pid}`);
+  t.ok(await acting(pool), 'one action is under way, and all others wait for it');
+  const before = await statusOf(pool);
+  for (let round = 0; round < 12; round++) {
+    await client.say('connect tool');
+    await Promise.all(Array.from({ length: 60 }, () => client.say(`begin state ${app.pid}`)));
+    await client.say('close');
+  }
+  const gone = async () => {
+    const { actions, descriptors } = await statusOf(pool);
+    return actions.running === 1 && actions.queued === 0 && descriptors === before.descriptors;
+  };
+  t.ok(await until('they are gone', gone, 1500).catch(() => false), 'what 12 connections left behind is dropped');
+  t.equal((await busy.say('next')).error, 0, 'what was under way is not');
+});
+
+t.test('who lives in another pid namespace', async (t) => {
+  if (!skipUnless(t, isRoot, 'only root can make one')) return;
+  const soft = softCuda(t);
+  const pool = await startPool(t, soft);
+  const app = await startApp(t, programs, soft);
+  const inside = startClient(t, programs, pool.socket, 'client', ['unshare', '--pid', '--fork', '--kill-child', '--']);
+  t.match((await inside.say('connect tool')).line, /^welcome/, 'may ask how the pool is');
+  const refused = await inside.say(`do state ${app.pid}`);
+  t.match(refused, { error: ERRNO.EPERM }, 'but not name a process');
+  t.match(refused.line, /another pid namespace.*on the host/, 'and is told what to do');
+  await inside.say('close');
+  for (const role of ['plugin', 'dropin'])
+    t.match(
+      (await inside.say(`connect ${role}`)).line,
+      /^error -1 .*another pid namespace.*on the host/,
+      `a ${role} is refused at once`,
+    );
 });

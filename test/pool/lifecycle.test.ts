@@ -1,7 +1,16 @@
 // SPDX-License-Identifier: MIT
 // How a pool starts, is found fit or not, and ends.
 import { spawn } from 'node:child_process';
-import { chmodSync, copyFileSync, existsSync, mkdirSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  copyFileSync,
+  existsSync,
+  lchownSync,
+  mkdirSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { type ExecResult, exec } from '../../harness/adapters/exec.ts';
@@ -136,6 +145,34 @@ t.test('the socket', async (t) => {
     await run(['--socket', join(dir, 'open', 'a.sock')]),
     { exitCode: 3, stderr: /others may write/ },
     'a folder that others may write to is refused',
+  );
+  mkdirSync(join(dir, 'open', 'own'));
+  symlinkSync(join(dir, 'open', 'own'), join(dir, 'link'));
+  for (const way of ['open/own', 'open/missing', 'link', 'link/missing'])
+    t.match(
+      await run(['--socket', join(dir, way, 'a.sock')]),
+      { exitCode: 3, stderr: /others may write to \S*\/open:/ },
+      `so is ${way}, which is below it`,
+    );
+  t.notOk(existsSync(join(dir, 'open', 'missing')), 'and nothing is made there');
+  chmodSync(join(dir, 'open'), 0o1777);
+  const sticky = join(dir, 'link', 'made', 'a.sock');
+  endAfter(t, sticky);
+  t.equal((await run(['--daemonize', '--socket', sticky], soft.env)).exitCode, 0, 'unless it is sticky, like /tmp');
+  if (isRoot) {
+    const others = { exitCode: 3, stderr: /belongs to user 65534/ };
+    symlinkSync(join(dir, 'open', 'own'), join(dir, 'open', 'link'));
+    lchownSync(join(dir, 'open', 'link'), 65534, 65534);
+    t.match(await run(['--socket', join(dir, 'open', 'link', 'b.sock')]), others, "another user's link is refused");
+    mkdirSync(join(dir, 'theirs', 'ours'), { recursive: true });
+    lchownSync(join(dir, 'theirs'), 65534, 65534);
+    t.match(await run(['--socket', join(dir, 'theirs', 'ours', 'b.sock')]), others, 'and a folder in their own');
+  }
+  symlinkSync(join(dir, 'loop'), join(dir, 'loop'));
+  t.match(
+    await run(['--socket', join(dir, 'loop', 'a.sock')]),
+    { exitCode: 1, stderr: /too many links/ },
+    'a link to itself leads nowhere',
   );
   t.match(await run(['--socket', 'here.sock']), { exitCode: 1, stderr: /absolute path/ }, 'a relative path is refused');
   symlinkSync('/etc/passwd', join(dir, 'link.sock.lock'));

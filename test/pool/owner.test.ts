@@ -41,7 +41,10 @@ t.test('CRIU is killed while a process is locked', async (t) => {
   await app.stands('the application stands');
   t.match(
     await statusOf(pool),
-    { held: [{ pid: app.pid, owner_pid: criu.pid, locked: true, checkpointed: false }] },
+    {
+      held: [{ pid: app.pid, owner_pid: criu.pid, locked: true, checkpointed: false }],
+      owners: [{ pid: criu.pid, plugin_connections: 1, held: 1, streams: 8, chunk_mb: 256 }],
+    },
     'and the report says for whom',
   );
   await criu.kill();
@@ -137,8 +140,11 @@ t.test('drop-ins that CRIU executes own nothing, CRIU does', async (t) => {
   await sleep(200);
   t.match(
     await statusOf(pool),
-    { held: [{ pid: app.pid, owner_pid: criu.pid, locked: true, checkpointed: true }] },
-    'both for CRIU',
+    {
+      held: [{ pid: app.pid, owner_pid: criu.pid, locked: true, checkpointed: true }],
+      owners: [{ pid: criu.pid, plugin_connections: 0, streams: 8, chunk_mb: 256 }],
+    },
+    'both for CRIU, with what it wants for loading',
   );
   await criu.kill();
   await app.runs('which dies: the application runs on');

@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: MIT
 // A worker or a keeper that dies or hangs costs nobody anything.
+import { spawn } from 'node:child_process';
 import { appendFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import {
   buildSnippets,
+  isRoot,
   type Pool,
   runTap,
   type SoftCuda,
+  skipUnless,
   softCuda,
   startPool,
   tempDir,
@@ -20,6 +24,7 @@ import {
   ERRNO,
   fault,
   holdsNothing,
+  STATE,
   type Status,
   startApp,
   startClient,
@@ -111,6 +116,55 @@ for (const op of STEPS) {
   });
 }
 
+/** A pool on a driver that restores for so long (slowdriver.c), and a process that it believes to be checkpointed. */
+async function slowScene(
+  t: Test,
+  restoreMs: number,
+  args: string[] = [],
+): Promise<Omit<Scene, 'app'> & { pid: number }> {
+  const soft = softCuda(t);
+  const env = {
+    CUDAPOOL_LIBCUDA: join(programs, 'slowdriver.so'),
+    SLOWDRIVER_STATE: join(soft.dir, 'state'),
+    SLOWDRIVER_RESTORE_MS: String(restoreMs),
+  };
+  const pool = await startPool(t, soft, { args: ['--log', '3', ...args], env });
+  const child = spawn('sleep', ['60'], { stdio: 'ignore' });
+  t.teardown(() => child.kill('SIGKILL'));
+  const pid = child.pid as number;
+  const criu = startClient(t, programs, pool.socket, 'criu');
+  await criu.say('connect plugin');
+  for (const op of ['lock', 'checkpoint']) t.equal((await criu.say(`do ${op} ${pid}`)).error, 0, op);
+  return { soft, pool, pid, criu, workerPid: (await statusOf(pool)).worker.pid };
+}
+
+t.test('the driver completes what a killed worker began, and the state is not told before', async (t) => {
+  // Longer than the limit of an action, and the question for longer than a silent worker is put up with.
+  const { pool, pid, criu, workerPid } = await slowScene(t, 7500, ['--action-limit', '6']);
+  await criu.say(`begin restore ${pid}`);
+  await acting(pool);
+  await sleep(1500);
+  process.kill(workerPid, 'SIGKILL');
+  t.match(await criu.say('next'), { error: 0, cu: 0, generation: 2 }, 'the restore succeeds all the same');
+  const { worker, held } = await statusOf(pool);
+  t.match(worker, { replaced: 1 }, 'the worker that waits for the answer is not taken for one that hangs');
+  t.match(held, [{ pid, locked: true, checkpointed: false }], 'the process is locked');
+  t.match(await criu.say(`do unlock ${pid}`), { error: 0, generation: 2 }, 'unlock follows');
+  t.equal((await criu.say(`do state ${pid}`)).value, STATE.running, 'and it runs');
+  t.equal((await statusOf(pool)).held_count, 0, 'and nothing is held');
+});
+
+t.test('a process ends, and the driver says that all went well', async (t) => {
+  const { pool, pid, criu } = await slowScene(t, 1500);
+  await criu.say(`begin restore ${pid}`);
+  await acting(pool);
+  process.kill(pid, 'SIGKILL');
+  const answer = await criu.say('next');
+  t.equal(answer.error, ERRNO.ESRCH, 'it fails: perhaps it was done to another process that got the number');
+  t.match(answer.line, /ended during the restore.*--get-state/, 'and the answer says so');
+  t.equal((await statusOf(pool)).held_count, 0, 'nothing is held');
+});
+
 t.test('an action hangs', async (t) => {
   const { soft, pool, app, criu } = await scene(t, ['--action-limit', '1']);
   const other = await startApp(t, programs, soft);
@@ -199,6 +253,11 @@ for (const op of ['lock', 'checkpoint']) {
     await holdsNothing(t, next, 'nothing is held');
   });
 }
+
+t.test('processes and threads', async (t) => {
+  if (!skipUnless(t, isRoot, 'only root can choose the number of a process')) return;
+  await runTap(t, join(programs, 'process'));
+});
 
 t.test('the journal', (t) => runTap(t, join(programs, 'journal'), [tempDir(t)]));
 
