@@ -46,7 +46,7 @@ function put(to: string, from: string): void {
 }
 
 /** One of harness/bundle's scripts, with its @NAMES@ filled in. */
-function script(to: string, template: string, values: Readonly<Record<string, string>> = {}): void {
+export function script(to: string, template: string, values: Readonly<Record<string, string>> = {}): void {
   mkdirSync(dirname(to), { recursive: true });
   const text = readFileSync(inRoot('harness', 'bundle', template), 'utf8');
   writeFileSync(
@@ -174,7 +174,7 @@ async function keepTools(staging: Staging): Promise<void> {
   for (const [name, from] of staging.libraries) put(join(staging.dir, 'lib', name), from);
 }
 
-async function sha256Of(file: string): Promise<string> {
+export async function sha256Of(file: string): Promise<string> {
   const hash = createHash('sha256');
   for await (const chunk of createReadStream(file)) hash.update(chunk as Buffer);
   return hash.digest('hex');

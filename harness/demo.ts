@@ -28,13 +28,14 @@ async function demo(flags: DemoFlags): Promise<void> {
   const { H200_COSTS } = await import('./bench/bed.ts');
   const { guideText } = await import('./bench/guide.ts');
   say('One podman container with a CUDA context is checkpointed once, and restored without and with the pool in turn.');
-  const { host, records } = await runSession({
+  const { document } = await runSession({
     suites: [restoreSuite],
     costs: H200_COSTS,
     runs: flags.runs,
     warmup: 0,
     memoryMib: flags.memory,
   });
+  const { host, records } = document;
   const record = records[0];
   const bad = record?.runs.filter((run) => run.error !== undefined || !run.verified) ?? [];
   if (record === undefined || bad.length > 0) {

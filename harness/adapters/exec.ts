@@ -79,6 +79,20 @@ export function cancelAll(): void {
 /** Aborted when the user interrupts; waits that are not programs should listen to it. */
 export const cancelSignal = (): AbortSignal => state.aborter.signal;
 
+/**
+ * For what must be put in order after an interruption, too: `work` runs programs as if there had been none. Another
+ * interruption ends them.
+ */
+export async function tidyUp<T>(work: () => Promise<T>): Promise<T> {
+  const before = state.aborter;
+  if (before.signal.aborted) state.aborter = new AbortController();
+  try {
+    return await work();
+  } finally {
+    if (before.signal.aborted) state.aborter = before;
+  }
+}
+
 export const interrupted = (): CudapoolError =>
   new CudapoolError('ERR_CUDAPOOL_INTERRUPTED', 'interrupted', { exit: EXIT.INTERRUPTED });
 

@@ -101,6 +101,7 @@ export async function watchProcesses(files: readonly string[] = []): Promise<Pro
     });
   } catch (thrown) {
     child.kill('SIGKILL');
+    if (cancelSignal().aborted) throw interrupted();
     throw thrown;
   }
   return {

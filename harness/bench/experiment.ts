@@ -59,11 +59,15 @@ export const RUNS_FOR_AN_INTERVAL = 6;
 const FAILURES_IN_A_ROW = 3;
 
 export async function runExperiment(experiment: Experiment, limits: Limits, watch: Watcher): Promise<BenchRecord> {
+  let record: BenchRecord;
   try {
-    return await runAll(experiment, limits, watch);
-  } finally {
-    await experiment.finish?.();
+    record = await runAll(experiment, limits, watch);
+  } catch (thrown) {
+    await experiment.finish?.().catch(() => {}); // what went wrong first is what is told
+    throw thrown;
   }
+  await experiment.finish?.();
+  return record;
 }
 
 async function runAll(experiment: Experiment, limits: Limits, watch: Watcher): Promise<BenchRecord> {
@@ -126,7 +130,10 @@ async function runAll(experiment: Experiment, limits: Limits, watch: Watcher): P
     }
   }
 
-  for (const metric of metrics) {
+  // Warned of is what the suite is about: its first metric, and those that a target looks at.
+  const judged = new Set(seen.targets.flatMap((target) => ('metric' in target ? [target.metric] : [])));
+  for (const [index, metric] of metrics.entries()) {
+    if (index > 0 && !judged.has(metric.name)) continue;
     for (const variant of variants) {
       const values = samples(seen, metric.name, variant.name);
       seen.warnings.push(...noiseWarnings(`${variant.label}, ${metric.label}`, values));

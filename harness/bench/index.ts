@@ -66,7 +66,7 @@ async function bench(asked: readonly string[], flags: BenchFlags): Promise<void>
   const { documentCsv, documentMarkdown, recordMarkdown } = await import('./export.ts');
   const { formatDocument, writeWhole } = await import('./record.ts');
   const file = flags.exportJson ?? (typeof flags.json === 'string' ? flags.json : undefined);
-  const document = await runSession({
+  const { document, failed } = await runSession({
     suites: chosen,
     driver: flags.driver,
     costs: flags.costs === 'none' ? undefined : (flags.costs ?? H200_COSTS),
@@ -96,7 +96,7 @@ async function bench(asked: readonly string[], flags: BenchFlags): Promise<void>
         say(`target missed: ${verdict.what}: ${verdict.value ?? 'no figure'}, at most ${verdict.max}`);
     }
   }
-  process.exitCode = exitCodeOf(document);
+  process.exitCode = failed.length > 0 ? EXIT.FAILED : exitCodeOf(document);
   if (process.exitCode !== EXIT.OK) say('some runs failed or were not answered rightly; the record says which');
 }
 

@@ -73,6 +73,7 @@ export async function startWorkload(options: WorkloadOptions): Promise<Workload>
   const reaper = spawn(join(built.workloads, 'reaper'), ['--session', ...app], {
     cwd: '/',
     env: { ...process.env, ...options.env },
+    detached: true, // an interrupt from the terminal is for us: we end the workload
     stdio: ['ignore', output, output],
   });
   closeSync(output);

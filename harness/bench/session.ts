@@ -37,6 +37,12 @@ export interface SessionOptions extends BedOptions {
   readonly file?: string | undefined;
 }
 
+export interface SessionResult {
+  readonly document: BenchDocument;
+  /** Suites that could not be ended as they should; their records may be there all the same. */
+  readonly failed: readonly string[];
+}
+
 const PREPARE_MS = 600_000;
 
 function progressLine(record: BenchRecord, run: Run, total: number): string {
@@ -61,7 +67,7 @@ function withPrepare(experiment: Experiment, command: string | undefined): Exper
 }
 
 /** Runs them all. What was measured until an interruption is on disk, where --out or --json named a place. */
-export async function runSession(options: SessionOptions): Promise<BenchDocument> {
+export async function runSession(options: SessionOptions): Promise<SessionResult> {
   const bed = await openBed(options);
   try {
     return await runSuites(bed, options);
@@ -70,7 +76,7 @@ export async function runSession(options: SessionOptions): Promise<BenchDocument
   }
 }
 
-async function runSuites(bed: Bed, options: SessionOptions): Promise<BenchDocument> {
+async function runSuites(bed: Bed, options: SessionOptions): Promise<SessionResult> {
   const host = await fingerprint(bed);
   say(host.simulated ? 'software driver: whatever is measured is simulated' : `GPU: ${host.gpus.join(', ')}`);
   const { out, file } = options;
@@ -91,6 +97,7 @@ async function runSuites(bed: Bed, options: SessionOptions): Promise<BenchDocume
   }
 
   const records: BenchRecord[] = [];
+  const failed: string[] = [];
   const end = options.budgetS === undefined ? undefined : performance.now() + options.budgetS * 1000;
   for (const [index, suite] of able.entries()) {
     // What is left is shared out by how long each suite takes; what one does not use is the next ones'.
@@ -112,20 +119,22 @@ async function runSuites(bed: Bed, options: SessionOptions): Promise<BenchDocume
         if (file !== undefined) await writeWhole(file, formatDocument(host, [...records, record]));
       };
       try {
-        const record = await runExperiment(experiment, limits, async (seen, last) => {
+        await runExperiment(experiment, limits, async (seen, last) => {
           if (last !== undefined) say(progressLine(seen, last, total));
           await save(seen);
+          if (seen.complete) records.push(seen);
         });
-        for (const warning of record.warnings) say(`warning: ${warning}`);
-        records.push(record);
       } catch (thrown) {
         const error = asCudapoolError(thrown);
         if (error.exit === EXIT.INTERRUPTED || able.length === 1) throw error;
+        failed.push(suite.name);
         say(`suite ${suite.name} failed: ${error.message}`); // the others are worth their time all the same
       }
     }
   }
+  for (const record of records)
+    for (const warning of record.warnings) say(`warning: ${recordTitle(record)}: ${warning}`);
   if (records.length === 0)
     throw new CudapoolError('ERR_CUDAPOOL_BENCH', 'no suite could be run', { hint: 'what each said is above' });
-  return { schema: SCHEMA, version: VERSION, host, records };
+  return { document: { schema: SCHEMA, version: VERSION, host, records }, failed };
 }

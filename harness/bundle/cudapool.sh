@@ -16,6 +16,11 @@ if ! ldconfig -p 2>/dev/null | grep -q 'libcuda\.so\.1'; then
 		fi
 	done
 fi
+# runc executes itself with an empty environment, so that this one is not found in the bundle.
+if ! ldconfig -p 2>/dev/null | grep -q 'libseccomp\.so\.2'; then
+	echo "warning: no libseccomp.so.2 on this machine: podman's runc will not start" >&2
+	echo "hint: cp $here/lib/libseccomp.so.2 /usr/local/lib/ && ldconfig" >&2
+fi
 # node's own libraries only where the machine has none that serves: PyTorch brings newer ones.
 if ! "$here/tools/node" --version >/dev/null 2>&1; then
 	LD_LIBRARY_PATH=$here/lib-node${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}

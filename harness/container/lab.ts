@@ -14,7 +14,7 @@ import {
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { type PoolPlace, poolState, stopPool } from '../adapters/cudapoold.ts';
-import { exec } from '../adapters/exec.ts';
+import { exec, tidyUp } from '../adapters/exec.ts';
 import { inspectContainer, type PodmanPlace, podman } from '../adapters/podman.ts';
 import { unfitError } from '../errors.ts';
 import { built } from '../paths.ts';
@@ -362,6 +362,6 @@ export async function makeLab(options: LabOptions = {}): Promise<Lab> {
       const what = o.archive === undefined ? { container: workload.name } : { name: workload.name };
       return restoreContainer({ podmanOptions: ['--keep'], ...action(o), ...what });
     },
-    dispose,
+    dispose: () => tidyUp(dispose),
   };
 }

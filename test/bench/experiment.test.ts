@@ -93,6 +93,24 @@ t.test('a run that fails is recorded and the rest goes on; three in a row end it
   t.ok(finished);
 });
 
+t.test('the end is tidied up after a failure, which is what is told', async (t) => {
+  let finished = false;
+  const broken = experiment(fine, {
+    facts: () => {
+      throw new Error('first');
+    },
+    finish: async () => {
+      finished = true;
+      throw new Error('second');
+    },
+  });
+  await t.rejects(
+    runExperiment(broken, { runs: 1, warmup: 0 }, () => {}),
+    { message: 'first' },
+  );
+  t.ok(finished);
+});
+
 t.test('the budget leaves out whole rounds, never the first', async (t) => {
   const slow = async () => {
     await sleep(20);

@@ -49,10 +49,11 @@ function experiment({ bed, memoryMib = 0 }: SuiteOptions): Experiment {
       try {
         const before = (await askWorkload(workload)).answers;
         checkAnswers(workload, before);
-        const executed = await countExecuted(bed.tools);
-        const dump_ms = await dumpWorkload(run, workload);
-        const restored = await restoreWorkload(run, workload);
-        const count = await executed();
+        const { result, values, notes } = await countExecuted(bed.tools, async () => ({
+          dump_ms: await dumpWorkload(run, workload),
+          restored: await restoreWorkload(run, workload),
+        }));
+        const { dump_ms, restored } = result;
         checkAnswers(workload, restored.answers, before);
         return {
           verified: true,
@@ -60,9 +61,9 @@ function experiment({ bed, memoryMib = 0 }: SuiteOptions): Experiment {
             restore_ms: restored.answer_ms,
             restore_command_ms: restored.command_ms,
             dump_ms,
-            ...count.values,
+            ...values,
           },
-          notes: count.notes,
+          notes,
         };
       } finally {
         await endTree(workload.pid);

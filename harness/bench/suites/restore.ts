@@ -29,10 +29,16 @@ function experiment({ bed, memoryMib = 0 }: SuiteOptions): Experiment {
   let lab: Lab | undefined;
   let container: Container | undefined;
 
+  async function leave(): Promise<void> {
+    const left = lab;
+    lab = undefined;
+    await left?.dispose();
+  }
+
   /** The container with its one checkpoint; made by upstream's plugin, so that both ways restore the same. */
   async function checkpointed(): Promise<Container> {
     if (container !== undefined) return container;
-    await lab?.dispose();
+    await leave();
     lab = await makeLab({
       driver: bed.driver === 'gpu' ? 'gpu' : 'software',
       criu: bed.criuTree,
@@ -84,13 +90,17 @@ function experiment({ bed, memoryMib = 0 }: SuiteOptions): Experiment {
     run: async (variant) => {
       const way = variant as Way;
       const { lab: at, workload, answers: before } = await checkpointed();
-      const executed = await countExecuted(bed.tools);
-      const restored = await timeRestore(
-        workload,
-        () => at.restore(workload, way === 'stock' ? { pool: false, plugin: 'stock' } : { pool: true }),
-        RESTORE_MS,
+      const {
+        result: restored,
+        values,
+        notes,
+      } = await countExecuted(bed.tools, () =>
+        timeRestore(
+          workload,
+          () => at.restore(workload, way === 'stock' ? { pool: false, plugin: 'stock' } : { pool: true }),
+          RESTORE_MS,
+        ),
       );
-      const count = await executed();
       checkAnswers(expected, restored.answers, before);
       const { path, why, criu } = restored.result;
       if (path !== way || !criu.reached) {
@@ -109,18 +119,16 @@ function experiment({ bed, memoryMib = 0 }: SuiteOptions): Experiment {
         values: {
           restore_ms: restored.answer_ms,
           podman_ms: restored.command_ms,
-          ...count.values,
+          ...values,
         },
-        notes: { ...count.notes, why },
+        notes: { ...notes, why },
       };
     },
     facts: (seen) => ({
       ...executedMost(seen, ['stock', 'pool']),
       ...gainFacts(bed, seen, 'restore_ms'),
     }),
-    finish: async () => {
-      await lab?.dispose();
-    },
+    finish: leave,
   };
 }
 
