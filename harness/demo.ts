@@ -27,7 +27,9 @@ async function demo(flags: DemoFlags): Promise<void> {
   const { restoreSuite } = await import('./bench/suites/restore.ts');
   const { H200_COSTS } = await import('./bench/bed.ts');
   const { guideText } = await import('./bench/guide.ts');
-  say('One podman container with a CUDA context is checkpointed once, and restored without and with the pool in turn.');
+  say(
+    'Two podman containers with a CUDA context are checkpointed, one without the pool and one with it, and restored in turn.',
+  );
   const { document } = await runSession({
     suites: [restoreSuite],
     costs: H200_COSTS,

@@ -59,6 +59,7 @@ const struct cudapool_settings *cudapool_settings(void)
 
 	settings.pool = options.context_pool;
 	settings.loud = settings.pool || options.parallel_restore == 1;
+	settings.drop_zero_pages = settings.pool && options.drop_zero_pages;
 	/* As many as the pool carries out at once: more would only wait, with its time limit running. */
 	settings.pool_window = options.parallel_restore == 0 ? 1 : options.threads;
 	settings.tool_window = options.parallel_restore == 1 ? options.threads : 1;

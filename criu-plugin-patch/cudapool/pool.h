@@ -12,6 +12,7 @@
 struct cudapool_settings {
 	bool pool;       /* CRIU_CUDA_CONTEXT_POOL */
 	bool loud;       /* a GPU restore that failed fails CRIU's restore */
+	bool drop_zero_pages; /* CUDAPOOL_DROP_ZERO_PAGES, if the pool is in use */
 	int pool_window; /* processes of a tree that are restored at once through the pool */
 	int tool_window; /* the same by executing cuda-checkpoint */
 };

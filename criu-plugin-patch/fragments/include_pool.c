@@ -1,3 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "cudapool/pool.h"
 #include "cudapool/tree.h"
+#include "cudapool/zero_pages.h"

@@ -228,7 +228,7 @@ static void json(void)
 	length = cudapool_options_json(&o, out, sizeof(out));
 	ok(length > 0 && (size_t)length == strlen(out), "%d bytes of JSON", length);
 	ok(strstr(out, "\"environment\":\"CUDAPOOL_THREADS\",\"type\":\"NUMBER\",\"default\":\"16\",\"min\":1,\"max\":"
-		       "64,\"readers\":[\"pool\"]") &&
+		       "64,\"readers\":[\"pool\",\"plugin\"]") &&
 		   strstr(out, "\"value\":3,\"source\":\"file\""),
 	   "names, bounds, value and source");
 	ok(strstr(out, "\"value\":\"/tmp/\\\"q\\\"\\\\\xef\xbf\xbd\xc3\xa9\""), "strings are escaped, and are UTF-8");

@@ -70,6 +70,22 @@ const cases: Case[] = [
     wanted: { dump: '137', alive: '3', held: '0', given_back: '3' },
   },
   {
+    name: 'pages of zeros are left out of the image, and are zeros afterwards',
+    script: 'start_gpu_app 3; start_cudapoold; dump; left gone; image_mib; restore; answers alive',
+    wanted: well,
+    also: (t, o) => {
+      t.match(o.log('dump'), /1[56] MiB of zero pages of pid \d+ left out/);
+      t.ok(Number(o.values.image_mib) < 3 * 16, `${o.values.image_mib} MiB`);
+    },
+  },
+  {
+    name: 'CUDAPOOL_DROP_ZERO_PAGES=0 leaves them in',
+    script: 'start_gpu_app 3; start_cudapoold; dump; left gone; image_mib; restore; answers alive',
+    env: { CUDAPOOL_DROP_ZERO_PAGES: '0' },
+    wanted: well,
+    also: (t, o) => t.ok(Number(o.values.image_mib) >= 3 * 16, `${o.values.image_mib} MiB`),
+  },
+  {
     name: 'off: NVIDIA’s way with the same driver, for comparison',
     script: 'start_gpu_app 3; dump; left gone; restore; answers alive',
     env: { CRIU_CUDA_CONTEXT_POOL: '0' },

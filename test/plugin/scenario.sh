@@ -101,6 +101,11 @@ restore() {
 	criu_do "${NAME-restore}" restore -d $RESTORE "$@"
 }
 
+# What the processes' memory takes in the images
+image_mib() {
+	cat "$T"/img/pages-*.img | wc -c | awk '{ print "image_mib=" int($1 / 1048576) }'
+}
+
 # Who of the tree runs and answers
 answers() {
 	rm -f "$ANSWERS"/alive.*

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The guide's steps 7 and 8: a podman container, checkpointed once and restored without and with the pool in turn.
+// The guide's steps 7 and 8: podman containers, one checkpointed without the pool and one with it, restored in turn.
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Answer } from '../../container/ask.ts';
 import { type Lab, makeLab, type Workload } from '../../container/lab.ts';
@@ -16,7 +16,6 @@ const RESTORE_MS = 180_000;
 const SEED = 1;
 
 interface Container {
-  readonly lab: Lab;
   readonly workload: Workload;
   readonly answers: readonly Answer[];
 }
@@ -24,31 +23,40 @@ interface Container {
 const runs = (pool: OwnPool | undefined): boolean =>
   pool !== undefined && pool.child.exitCode === null && pool.child.signalCode === null;
 
+const actionOf = (way: Way) => (way === 'stock' ? ({ pool: false, plugin: 'stock' } as const) : { pool: true });
+
 function experiment({ bed, memoryMib = 0 }: SuiteOptions): Experiment {
   const expected = { memoryMib, seed: SEED };
+  const containers = new Map<Way, Container>();
   let lab: Lab | undefined;
-  let container: Container | undefined;
 
   async function leave(): Promise<void> {
     const left = lab;
     lab = undefined;
+    containers.clear();
     await left?.dispose();
   }
 
-  /** The container with its one checkpoint; made by upstream's plugin, so that both ways restore the same. */
-  async function checkpointed(): Promise<Container> {
-    if (container !== undefined) return container;
-    await leave();
-    lab = await makeLab({
+  async function theLab(): Promise<Lab> {
+    lab ??= await makeLab({
       driver: bed.driver === 'gpu' ? 'gpu' : 'software',
       criu: bed.criuTree,
       env: bed.costs === undefined ? {} : { SOFTCUDA_COSTS: bed.costs },
     });
-    const workload = await lab.start({ memoryMib, seed: SEED });
+    return lab;
+  }
+
+  /** The container of one way with its one checkpoint, which that way made: upstream's plugin, or ours with the pool. */
+  async function checkpointed(way: Way): Promise<Container> {
+    const known = containers.get(way);
+    if (known !== undefined) return known;
+    const at = await theLab();
+    const workload = await at.start({ memoryMib, seed: SEED });
     const { answers } = await workload.ask();
     checkAnswers(expected, answers);
-    await lab.checkpoint(workload, { pool: false, plugin: 'stock' });
-    container = { lab, workload, answers };
+    await at.checkpoint(workload, actionOf(way));
+    const container = { workload, answers };
+    containers.set(way, container);
     return container;
   }
 
@@ -78,28 +86,28 @@ function experiment({ bed, memoryMib = 0 }: SuiteOptions): Experiment {
         : []),
       { kind: 'fact', what: 'executions of cuda-checkpoint with the pool', fact: 'executed_with_pool', max: 0 },
     ],
-    prepare: async (way) => {
-      const { lab: at, workload } = await checkpointed();
-      if ((await workload.pid()) !== 0) await workload.kill();
+    // A container that still runs would keep the driver warm for a run without the pool.
+    prepare: async (variant) => {
+      const way = variant as Way;
+      const at = await theLab();
+      for (const { workload } of containers.values()) if ((await workload.pid()) !== 0) await workload.kill();
       if (way === 'stock') await at.pool()?.stop();
       else if (!runs(at.pool())) {
         await at.startPool();
         await sleep(SETTLE_MS);
       }
+      await checkpointed(way);
     },
     run: async (variant) => {
       const way = variant as Way;
-      const { lab: at, workload, answers: before } = await checkpointed();
+      const at = await theLab();
+      const { workload, answers: before } = await checkpointed(way);
       const {
         result: restored,
         values,
         notes,
       } = await countExecuted(bed.tools, () =>
-        timeRestore(
-          workload,
-          () => at.restore(workload, way === 'stock' ? { pool: false, plugin: 'stock' } : { pool: true }),
-          RESTORE_MS,
-        ),
+        timeRestore(workload, () => at.restore(workload, actionOf(way)), RESTORE_MS),
       );
       checkAnswers(expected, restored.answers, before);
       const { path, why, criu } = restored.result;
