@@ -8,6 +8,10 @@ import { gainFacts } from '../prediction.ts';
 import { askWorkload, checkAnswers, dumpWorkload, endTree, restoreWorkload, startWorkload } from '../processes.ts';
 import { type Suite, type SuiteOptions, WAYS } from '../suite.ts';
 
+/** The third row shows what of the gain is the pool's, and what comes from leaving pages of zeros out of the checkpoint. */
+const VARIANTS = [...WAYS, { name: 'pool_zeros', label: 'With pool, zeros kept' }];
+const wayOf = (variant: string): Way => (variant === 'stock' ? 'stock' : 'pool');
+
 function experiment({ bed, memoryMib = 0 }: SuiteOptions): Experiment {
   const images = join(bed.scratch, 'criu');
   return {
@@ -15,7 +19,7 @@ function experiment({ bed, memoryMib = 0 }: SuiteOptions): Experiment {
     case: `${memoryMib}mib`,
     title: `CRIU's dump and restore of a process with ${memoryMib === 0 ? 'an empty CUDA context' : `${memoryMib} MiB of GPU memory`}, to its first right answer.`,
     setup: { memory_mib: memoryMib },
-    variants: WAYS,
+    variants: VARIANTS,
     metrics: [
       { name: 'restore_ms', unit: 'ms', label: 'restore, to the first right answer' },
       { name: 'restore_command_ms', unit: 'ms', label: 'criu restore' },
@@ -38,13 +42,12 @@ function experiment({ bed, memoryMib = 0 }: SuiteOptions): Experiment {
       { kind: 'fact', what: 'executions of cuda-checkpoint with the pool', fact: 'executed_with_pool', max: 0 },
     ],
     // The pool runs for the runs with it, and only then: without it nothing may be warm.
-    prepare: async (way) => {
-      if (way === 'pool') await bed.pool.on();
+    prepare: async (variant) => {
+      if (wayOf(variant) === 'pool') await bed.pool.on();
       else await bed.pool.off();
     },
     run: async (variant) => {
-      const way = variant as Way;
-      const run = bed.criu(way, images);
+      const run = bed.criu(wayOf(variant), images, variant === 'pool_zeros' ? { CUDAPOOL_DROP_ZERO_PAGES: '0' } : {});
       const workload = await startWorkload({ dir: join(bed.scratch, 'criu-app'), env: bed.env, memoryMib });
       try {
         const before = (await askWorkload(workload)).answers;
