@@ -28,7 +28,7 @@ enum warm_stage {
 	STAGE_IDLE = 0,
 	STAGE_RUNNING = 1, /* the thread is warming: whom this concerns waits for it, it would have to do the same */
 	STAGE_WAITING = 2,
-	STAGE_ENDED = 3,
+	STAGE_ENDED = 3, /* for good */
 };
 
 #define WAIT_STEP_MS 1000
@@ -114,7 +114,15 @@ static bool wait_until_warm(void)
 	return stage() == STAGE_WAITING;
 }
 
-/* With the lock held. */
+/* From IDLE, which is left without the lock, too. False: it was not IDLE. */
+static bool leave_idle(enum warm_stage next)
+{
+	uint32_t idle = STAGE_IDLE;
+
+	return __atomic_compare_exchange_n(&state.stage, &idle, next, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+}
+
+/* With the lock held, not in STAGE_IDLE. */
 static void set_stage(enum warm_stage next, enum cudapool_warmth warmth)
 {
 	state.drop = 0;
@@ -155,7 +163,7 @@ static void made_its_own(void)
 	__atomic_fetch_add(&state.contexts, 1, __ATOMIC_RELAXED);
 	if (state.page)
 		__atomic_fetch_add(&state.page->created, 1, __ATOMIC_RELAXED);
-	if (stage() != STAGE_RUNNING && stage() != STAGE_WAITING)
+	if (leave_idle(STAGE_ENDED) || stage() == STAGE_ENDED)
 		return;
 	state.drop = 1;
 	if (!cudapool_futex_wake(&state.page->command_seq, 1) && stage() == STAGE_WAITING)
@@ -258,7 +266,11 @@ int cudapool_warm(const char *why)
 	state.device = cudapool_options.warm_device;
 	state.created_kind = cudapool_options.warm_created;
 	state.gate = !state.app_inited; /* before anyone can wait for us */
-	__atomic_store_n(&state.stage, STAGE_RUNNING, __ATOMIC_RELEASE);
+	if (!leave_idle(STAGE_RUNNING)) {
+		state.gate = 0; /* the application made its own this very moment */
+		unlock();
+		return CUDA_SUCCESS;
+	}
 	warming_here_or_in_a_parent = 1;
 	unlock();
 
@@ -383,15 +395,23 @@ CUresult cudapool_wrap_cuDevicePrimaryCtxRelease_v2(CUdevice device)
 				       : after_release(REAL(cuDevicePrimaryCtxRelease_v2)(device), device);
 }
 
-CUresult cudapool_wrap_cuDevicePrimaryCtxGetState(CUdevice device, unsigned int *flags, int *active)
+/* Ours may come or go during the call: it is hidden if it was there before or after. */
+static __attribute__((noinline)) CUresult state_without_ours(CUdevice device, unsigned int *flags, int *active)
 {
-	CUresult r;
+	bool ours = concerns(false, device);
+	CUresult r = REAL(cuDevicePrimaryCtxGetState)(device, flags, active);
 
-	REFUSE_BEFORE_INIT();
-	r = REAL(cuDevicePrimaryCtxGetState)(device, flags, active);
-	if (r == CUDA_SUCCESS && concerns(false, device))
+	if (r == CUDA_SUCCESS && (ours || concerns(false, device)))
 		*active = 0;
 	return r;
+}
+
+CUresult cudapool_wrap_cuDevicePrimaryCtxGetState(CUdevice device, unsigned int *flags, int *active)
+{
+	REFUSE_BEFORE_INIT();
+	/* The other one is not inlined: for an application that has its context this is a jump to the driver. */
+	return stage() == STAGE_ENDED ? REAL(cuDevicePrimaryCtxGetState)(device, flags, active)
+				      : state_without_ours(device, flags, active);
 }
 
 static unsigned int waiting_flags(void)

@@ -69,6 +69,24 @@ static struct api api(void)
 	return api_by(ROUTE_DLSYM);
 }
 
+/* The pool's commands, as the pool gives them (test/client has the pool's own code for it). */
+static bool command(uint32_t command)
+{
+	struct cudapool_page *p = page();
+	uint32_t number;
+	int i;
+
+	p->command = command;
+	number = __atomic_add_fetch(&p->command_seq, 1, __ATOMIC_RELEASE);
+	for (i = 0; i < 5000; i++) {
+		syscall(SYS_futex, &p->command_seq, FUTEX_WAKE, 1, NULL, NULL, 0);
+		if (__atomic_load_n(&p->ack_seq, __ATOMIC_ACQUIRE) == number)
+			return p->result == 0;
+		usleep(1000);
+	}
+	return false;
+}
+
 /* Without warming. */
 
 static void plain_fork(void)
@@ -77,6 +95,9 @@ static void plain_fork(void)
 	pid_t pid;
 	int n;
 
+	/* A fork while a thread starts may leave AddressSanitizer's own allocator locked in the child for good. */
+	if (getenv("ASAN_OPTIONS"))
+		ok(command(CUDAPOOL_PAGE_PING), "the shim's thread has started");
 	fflush(stdout);
 	pid = fork();
 	if (!pid)
@@ -168,24 +189,6 @@ static void errors(void)
 	ok(!dlerror(), "dlerror() is empty");
 }
 
-/* The pool's commands, as the pool gives them (test/client has the pool's own code for it). */
-static bool command(uint32_t command)
-{
-	struct cudapool_page *p = page();
-	uint32_t number;
-	int i;
-
-	p->command = command;
-	number = __atomic_add_fetch(&p->command_seq, 1, __ATOMIC_RELEASE);
-	for (i = 0; i < 5000; i++) {
-		syscall(SYS_futex, &p->command_seq, FUTEX_WAKE, 1, NULL, NULL, 0);
-		if (__atomic_load_n(&p->ack_seq, __ATOMIC_ACQUIRE) == number)
-			return p->result == 0;
-		usleep(1000);
-	}
-	return false;
-}
-
 static void commands(void)
 {
 	struct api a = api();
@@ -263,6 +266,47 @@ static void unwanted(const char *how)
 	for (i = 0; i < 2000 && page()->warmth != CUDAPOOL_WARMTH_DRIVER; i++)
 		usleep(1000);
 	ok(page()->warmth == CUDAPOOL_WARMTH_DRIVER && page()->handed_back == 0, "the warm one is gone");
+}
+
+static volatile bool watching = true;
+
+static void *watch(void *arg)
+{
+	struct api a = api();
+	unsigned int flags;
+	int active;
+
+	while (watching)
+		if (a.cuDevicePrimaryCtxGetState(0, &flags, &active) != CUDA_SUCCESS || active)
+			return NULL;
+	return arg;
+}
+
+/* Threads that ask for the state of the primary context, which the application never retains, while the warm one goes.
+ */
+static void watched(void)
+{
+	struct api a = api();
+	pthread_t id[2];
+	bool hidden = true;
+	CUcontext ctx;
+	int i;
+
+	ok(reached(CUDAPOOL_WARMTH_CONTEXT) && a.cuInit(0) == CUDA_SUCCESS, "warm");
+	for (i = 0; i < 2; i++)
+		pthread_create(&id[i], NULL, watch, &hidden);
+	usleep(3000);
+	ok(a.cuCtxCreate_v2(&ctx, 0, 0) == CUDA_SUCCESS, "the application makes its own");
+	for (i = 0; i < 2000 && page()->warmth != CUDAPOOL_WARMTH_DRIVER; i++)
+		usleep(1000);
+	watching = false;
+	for (i = 0; i < 2; i++) {
+		void *seen = NULL;
+
+		pthread_join(id[i], &seen);
+		hidden = hidden && seen;
+	}
+	ok(hidden, "the warm one was never seen");
 }
 
 static void *retain(void *arg)
@@ -412,7 +456,7 @@ int main(int argc, char **argv)
 		{"fork", plain_fork}, {"closed", closed},     {"scope", scope},     {"signals", signals},
 		{"errors", errors},   {"commands", commands}, {"handed", handed},   {"created", created},
 		{"threads", threads}, {"forks", forks},       {"failing", failing}, {"nomemfd", nomemfd},
-		{"next", next},       {"between", between},
+		{"next", next},       {"between", between},   {"watched", watched},
 	};
 	unsigned i;
 

@@ -148,6 +148,16 @@ t.test('the end of a process that is being warmed', async (t) => {
   t.pass('neither hangs nor crashes');
 });
 
+t.test('a warm context that goes while its state is asked for', async (t) => {
+  const env = { ...softCuda(t).env, LD_PRELOAD: shim, CUDAPOOL_WARM: 'start:behave' };
+  const seen: string[] = [];
+  for (let i = 0; i < 30; i++) {
+    const { stdout } = await exec(program('behave'), ['watched'], { timeoutMs: 10_000, env, reject: false });
+    seen.push(...stdout.split('\n').filter((line) => !line.startsWith('ok ') && line !== '' && line !== '1..3'));
+  }
+  t.same(seen, [], 'is never seen');
+});
+
 t.test('a process without CUDA', async (t) => {
   const { env } = softCuda(t);
   const log = join(tempDir(t), 'log');
@@ -207,11 +217,19 @@ t.test('cost', async (t) => {
   const { env } = softCuda(t);
   const { stdout } = await exec(program('call_cost'), [shim, program('nothing')], { timeoutMs: 60_000, env });
   const cost = JSON.parse(stdout) as {
-    calls: { function: string; threads: number; without_ns: number; with_ns: number }[];
+    calls: {
+      function: string;
+      threads: number;
+      without_ns: number;
+      control_ns: number;
+      with_ns: number;
+      again_ns: number;
+    }[];
     start_up: { without_ms: number; with_ms: number };
   };
   for (const c of cost.calls) {
     t.ok(c.without_ns > 0 && c.with_ns > 0, `${c.function}, ${c.threads} threads: ${c.without_ns} and ${c.with_ns} ns`);
+    t.ok(c.control_ns > 0 && c.again_ns > 0, `beside ${c.control_ns} by the control, and again ${c.again_ns} ns`);
     t.ok(c.with_ns - c.without_ns < 20, 'under 20 ns more');
   }
   const { without_ms, with_ms } = cost.start_up;
