@@ -8,9 +8,11 @@
  * the 540 MB of a process with an empty context (measured on an H200). CRIU would write and read them all. A page of
  * private anonymous memory that is not there reads as zeros, so the process cannot tell.
  *
- * All threads of `pid` must be stopped and traced by the caller; `tid`, one of them, is made to call madvise(). What
- * fails is left as it is: nothing but time depends on it. Bounded in time, whatever the process has.
+ * All threads of `pid` must be stopped and traced by the caller; `tid`, one of them, is made to call madvise(). A
+ * process whose memory something else may be writing to is left alone, and the log says why. 0: everything else that
+ * fails only leaves pages in. -1: the thread may not be what it was before; it must not be dumped. Bounded in time,
+ * whatever the process has.
  */
-void cudapool_drop_zero_pages(int pid, int tid);
+int cudapool_drop_zero_pages(int pid, int tid);
 
 #endif

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
 	/* Less for CRIU to write, and to read before the application runs again */
 	if (status == 0 && int_ret == 0 && cudapool_settings()->drop_zero_pages)
-		cudapool_drop_zero_pages(pid, restore_tid);
+		int_ret = cudapool_drop_zero_pages(pid, restore_tid);
 

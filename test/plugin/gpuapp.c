@@ -1,17 +1,26 @@
 // SPDX-License-Identifier: MIT
-/* `gpuapp PROCESSES DIR`: a tree of CUDA processes that show, when asked by SIGUSR1, whether their GPU memory is
- * intact. */
+/*
+ * `gpuapp PROCESSES DIR [HOLDS]`: a tree of CUDA processes that show, when asked by SIGUSR1, whether their GPU memory
+ * and a changing pattern of zero and other pages are intact. HOLDS: `aio` or `userfaultfd`, what each has open besides.
+ */
 #include <cuda.h>
 #include <fcntl.h>
+#include <linux/aio_abi.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define BYTES (1 << 20)
 #define ZEROS (16 << 20) /* a second piece, of zeros but for one byte in its middle */
+
+#define PAGE       4096
+#define HOST_PAGES 2048 /* of the pattern */
+#define LOCKED     (1 << 20)
 
 static volatile sig_atomic_t asked = 1;
 
@@ -32,6 +41,57 @@ static bool zeros_are_intact(CUdeviceptr zeros)
 	return intact;
 }
 
+/* Fills the pages by `seed`, or looks whether they are so: runs of zero pages and of pages with one other byte. */
+static bool host_pages(unsigned char *page, unsigned int seed, bool fill)
+{
+	static const unsigned char zeros[PAGE];
+	int run = 0, zero = 0, i;
+	bool intact = true;
+
+	for (i = 0; i < HOST_PAGES; i++, run--, page += PAGE) {
+		int at = rand_r(&seed) % PAGE;
+
+		if (!run) {
+			run = 1 + rand_r(&seed) % 40;
+			zero = rand_r(&seed) % 2;
+		}
+		if (fill) {
+			memset(page, 0, PAGE);
+			page[at] = !zero;
+		}
+		intact = intact && page[at] == !zero && memcmp(page, zeros, at) == 0 &&
+			 memcmp(page + at + 1, zeros, PAGE - at - 1) == 0;
+	}
+	return intact;
+}
+
+static bool host_is_intact(void)
+{
+	static unsigned char *pages, *locked;
+	static unsigned int seed;
+	bool intact;
+
+	if (!pages) {
+		pages = mmap(NULL, HOST_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		locked = mmap(NULL, LOCKED, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_LOCKED, -1, 0);
+		if (pages == MAP_FAILED || locked == MAP_FAILED)
+			exit(1);
+		seed = getpid();
+		host_pages(pages, seed, true);
+	}
+	intact = host_pages(pages, seed, false) && locked[LOCKED / 2] == 0;
+	return host_pages(pages, ++seed, true) && intact;
+}
+
+static bool hold(const char *what)
+{
+	static aio_context_t aio;
+
+	if (strcmp(what, "aio") == 0)
+		return syscall(SYS_io_setup, 1, &aio) == 0;
+	return syscall(SYS_userfaultfd, 0) >= 0;
+}
+
 static void answer(const char *dir, CUdeviceptr memory, CUdeviceptr zeros, unsigned char *wanted, unsigned char *found)
 {
 	char path[4096];
@@ -39,7 +99,7 @@ static void answer(const char *dir, CUdeviceptr memory, CUdeviceptr zeros, unsig
 
 	memset(found, 0, BYTES);
 	if (cuMemcpyDtoH_v2(found, memory, BYTES) != CUDA_SUCCESS || memcmp(wanted, found, BYTES) != 0 ||
-	    !zeros_are_intact(zeros))
+	    !zeros_are_intact(zeros) || !host_is_intact())
 		return;
 	snprintf(path, sizeof(path), "%s/alive.%d", dir, getpid());
 	fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
@@ -55,7 +115,7 @@ int main(int argc, char **argv)
 	CUdevice device;
 	int i;
 
-	if (argc != 3 || !wanted || !found)
+	if (argc < 3 || !wanted || !found)
 		return 2;
 	close_range(3, ~0u, 0); /* what a test runner left open cannot be dumped */
 	setsid();
@@ -70,6 +130,8 @@ int main(int argc, char **argv)
 		if (fork() == 0)
 			break;
 
+	if (argc > 3 && !hold(argv[3]))
+		return 1;
 	srandom(getpid());
 	for (i = 0; i < BYTES; i++)
 		wanted[i] = random();

@@ -32,11 +32,11 @@ start_contained_app() {
 	RESTORE="--root $T/root"
 }
 
-# start_gpu_app PROCESSES: a tree that really uses the (software) driver. Needs DRIVER, the folder of softcuda.
+# start_gpu_app PROCESSES [HOLDS]: a tree that really uses the (software) driver. Needs DRIVER, the folder of softcuda.
 start_gpu_app() {
 	export SOFTCUDA_DIR=$T/device LD_LIBRARY_PATH=$DRIVER/lib PATH=$DRIVER/bin:$PATH
 	mkdir -p "$SOFTCUDA_DIR"
-	"$FAKE/gpuapp" "$1" "$T" &
+	"$FAKE/gpuapp" "$1" "$T" ${2-} &
 	APP=$!
 	TREE=$1
 	wait_for "ls $T/alive.* 2>/dev/null | wc -l | grep -qx $TREE"
@@ -48,6 +48,17 @@ start_cudapoold() {
 	"$DAEMON" --foreground --socket "$CUDAPOOL_SOCKET" "$@" >>"$T/pool.log" 2>&1 &
 	POOL=$!
 	wait_for "test -S $CUDAPOOL_SOCKET"
+}
+
+# Returns when the pool's driver is warm, or is known to be unusable
+pool_ready() {
+	wait_for '"$DAEMON" --status --socket "$CUDAPOOL_SOCKET" | grep -qE "\"state\":\"(warm|failed)\""'
+}
+
+# From here on nothing but the pool tells CRIU of a GPU. (The mount ends with the scenario.)
+no_proc_driver() {
+	unset CRIU_FAULT
+	[ ! -d /proc/driver/nvidia ] || mount -t tmpfs none /proc/driver/nvidia
 }
 
 # fault NAME=WHAT: the driver misbehaves in every process; nothing: no longer
@@ -116,7 +127,8 @@ answers() {
 		[ "$(ls "$ANSWERS"/alive.* 2>/dev/null | wc -l)" = "$TREE" ] && break
 		sleep 0.01
 	done
-	echo "$1=$(ls "$ANSWERS"/alive.* 2>/dev/null | wc -l)"
+	printf -v "$1" %s "$(ls "$ANSWERS"/alive.* 2>/dev/null | wc -l)"
+	echo "$1=${!1}"
 }
 
 # Processes and zombies of the tree

@@ -125,7 +125,7 @@ export async function scenario(t: Test, script: string, options: ScenarioOptions
 export function expect(t: Test, outcome: Outcome, wanted: Record<string, string>): void {
   const found = Object.fromEntries(Object.keys(wanted).map((name) => [name, outcome.values[name]]));
   if (t.strictSame(found, wanted)) return;
-  for (const name of ['dump', 'restore', 'again']) {
+  for (const name of ['before', 'dump', 'restore', 'again']) {
     const said = outcome.log(name).match(/^.*(Error|Warn|cuda_plugin).*$/gm) ?? [];
     if (said.length > 0) t.comment(`${name}.log:`, said.join('\n'));
   }
