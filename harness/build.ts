@@ -33,6 +33,14 @@ export interface BuildResult {
   built: boolean;
 }
 
+interface BuildFlags {
+  criuSrc?: string;
+  criuVersion?: string;
+  jobs?: number;
+  dryRun?: boolean;
+  json?: boolean;
+}
+
 export function registerBuild(program: Command): void {
   program
     .command('build')
@@ -42,7 +50,7 @@ export function registerBuild(program: Command): void {
     .option('--jobs <n>', 'jobs at once (default: one per processor)', wholeNumber(1, 512))
     .option('--dry-run', 'print the commands, run none')
     .option('--json', 'print the result as JSON')
-    .action(async (options: { criuSrc?: string; criuVersion?: string; jobs?: number; json?: boolean }) => {
+    .action(async (options: BuildFlags) => {
       if (options.criuSrc !== undefined && options.criuVersion !== undefined) {
         throw usageError('--criu-src and --criu-version exclude each other', 'a tree has the version that it has');
       }
@@ -50,6 +58,7 @@ export function registerBuild(program: Command): void {
         options.criuSrc === undefined
           ? await buildFetched(options.criuVersion ?? CRIU_DEFAULT, options)
           : await buildInTree(options.criuSrc, options);
+      if (options.dryRun === true) return;
       if (options.json === true) printJson({ schema: 'cudapool.build/1', ...result });
       else for (const file of [result.criu, result.plugin]) print(file);
     });

@@ -7,16 +7,17 @@
 // CudapoolError, or sets process.exitCode, and prints data through output.ts. `--json` and
 // `--dry-run`, where a command declares them, are honoured here before the action runs.
 import { Command, CommanderError } from 'commander';
-import { cancelAll, setDryRun } from './adapters/exec.ts';
+import { cancelAll, recordedCommands, setDryRun } from './adapters/exec.ts';
 import { registerBench, registerReport } from './bench/index.ts';
 import { registerBuild } from './build.ts';
 import { registerBundle } from './bundle.ts';
 import { registerCheck } from './check.ts';
 import { registerCheckpoint } from './checkpoint.ts';
 import { registerDemo } from './demo.ts';
-import { asCudapoolError, EXIT } from './errors.ts';
+import { asCudapoolError, EXIT, errorToJson, usageError } from './errors.ts';
+import { addExamples } from './examples.ts';
 import { registerOptions } from './options.ts';
-import { printError, say } from './output.ts';
+import { printError, printJson, say } from './output.ts';
 import { registerPatch } from './patch/index.ts';
 import { version } from './paths.ts';
 import { registerPool } from './pool.ts';
@@ -55,23 +56,36 @@ function createProgram(beforeAction: (options: Record<string, unknown>) => void)
     .enablePositionalOptions();
   program.hook('preAction', (_program, action) => beforeAction(action.opts()));
   for (const register of commands) register(program);
+  addExamples(program);
   return program;
 }
 
+/** commander's words; where it showed the help instead, a command was missing. */
+const usageMessage = ({ code, message }: CommanderError): string =>
+  code === 'commander.help' ? 'name a command' : message.replace(/^error: /, '');
+
 export async function main(argv: readonly string[]): Promise<number> {
-  let json = false;
+  const own = argv.includes('--') ? argv.slice(0, argv.indexOf('--')) : argv;
+  let json = own.includes('--json');
+  let dry = false;
   const onSignal = (): void => cancelAll();
   process.on('SIGINT', onSignal).on('SIGTERM', onSignal);
   try {
     const program = createProgram((options) => {
       json = options.json === true;
-      setDryRun(options.dryRun === true);
+      dry = options.dryRun === true;
+      setDryRun(dry, json);
     });
     await program.parseAsync([...argv], { from: 'user' });
+    if (dry && json) printJson({ schema: 'cudapool.dry-run/1', commands: recordedCommands() });
     return Number(process.exitCode ?? EXIT.OK);
   } catch (thrown) {
-    // commander has printed its own message
-    if (thrown instanceof CommanderError) return thrown.exitCode === 0 ? EXIT.OK : EXIT.USAGE;
+    if (thrown instanceof CommanderError) {
+      if (thrown.exitCode === 0) return EXIT.OK;
+      // commander has told people
+      if (json) printJson({ error: errorToJson(usageError(usageMessage(thrown), 'see --help')) });
+      return EXIT.USAGE;
+    }
     const error = asCudapoolError(thrown);
     printError(error, json);
     return error.exit;

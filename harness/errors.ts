@@ -55,6 +55,18 @@ export const unfitError = (code: ErrorCode, message: string, hint: string, cause
 export function asCudapoolError(thrown: unknown): CudapoolError {
   if (thrown instanceof CudapoolError) return thrown;
   const message = thrown instanceof Error ? thrown.message : String(thrown);
+  const why = (thrown as NodeJS.ErrnoException | undefined)?.code;
+  if (why === 'EACCES' || why === 'EPERM' || why === 'EROFS') {
+    return unfitError(
+      'ERR_CUDAPOOL_PERMISSION',
+      message,
+      'run it again with sudo, or as the owner of that place',
+      thrown,
+    );
+  }
+  if (why === 'ENOSPC' || why === 'EDQUOT') {
+    return unfitError('ERR_CUDAPOOL_NO_SPACE', message, 'make room there: df -h shows where it is scarce', thrown);
+  }
   return new CudapoolError('ERR_CUDAPOOL_INTERNAL', message, {
     cause: thrown,
     hint: 'this is a defect of cudapool; CUDAPOOL_DEBUG=1 shows where it happened',

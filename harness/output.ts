@@ -12,6 +12,13 @@ const paint =
   };
 export const colour = { red: paint(31), green: paint(32), yellow: paint(33), bold: paint(1), dim: paint(2) } as const;
 
+// Whoever read our output may stop (`cudapool check | head -1`): what was begun is finished all the same.
+for (const stream of [process.stdout, process.stderr]) {
+  stream.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE') throw error;
+  });
+}
+
 /** Talk: one line on stderr. */
 export function say(line: string): void {
   process.stderr.write(`${line}\n`);

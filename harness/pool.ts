@@ -3,7 +3,7 @@
 import type { Command } from 'commander';
 import { wholeNumber } from './arguments.ts';
 import { CudapoolError } from './errors.ts';
-import { printJson, say } from './output.ts';
+import { printJson, say, warn } from './output.ts';
 
 interface PoolFlags {
   socket?: string;
@@ -54,5 +54,9 @@ async function act(verb: Verb, flags: PoolFlags): Promise<void> {
   const after = await poolState(place);
   if (flags.json === true) printJson({ schema: 'cudapool.pool/1', was_running: there, ...after });
   else if (verb === 'stop') say(there ? 'the pool has ended' : 'there was no pool');
-  else say(there && verb === 'start' ? 'a pool is running already' : 'the pool is running');
+  else if (after.running) {
+    const { pid, socket, worker } = after.status;
+    say(`${there && verb === 'start' ? 'a pool is running already' : 'the pool is running'}: pid ${pid}, ${socket}`);
+    if (worker.state === 'failed') warn(`its driver cannot be used: ${worker.text}`, 'cudapool check');
+  }
 }

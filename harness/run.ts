@@ -112,11 +112,8 @@ function foreground(argv: readonly string[], env: Readonly<Record<string, string
       reject(
         new CudapoolError(
           'ERR_CUDAPOOL_COMMAND',
-          `${program} cannot be run: ${missing ? 'no such program' : cause.message}`,
-          {
-            cause,
-            hint: `which ${program}`,
-          },
+          `${program} cannot be run: ${missing ? 'no such program in PATH' : cause.message}`,
+          { cause, hint: missing ? 'check how it is spelt, or give its path' : 'check its permissions' },
         ),
       );
     });

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 // `cudapool status`: what the pool does now.
 import type { Command } from 'commander';
+import type { PoolStatus } from './adapters/cudapoold.ts';
+import { wholeNumber } from './arguments.ts';
 import { CudapoolError } from './errors.ts';
 import { print, printJson, table } from './output.ts';
 
@@ -9,20 +11,19 @@ export function registerStatus(program: Command): void {
     .command('status')
     .description('what the pool does now; with --pid, what the shim in a process says')
     .option('--socket <path>', "the pool's socket (default: CUDAPOOL_SOCKET)")
-    .option('--pid <pid>', 'the shim of this process')
+    .option('--pid <pid>', 'the shim of this process', wholeNumber(1, 4_194_304))
     .option('--json', 'print it as JSON')
-    .action(async (flags: { socket?: string; pid?: string; json?: boolean }) => {
+    .action(async (flags: { socket?: string; pid?: number; json?: boolean }) => {
       const { poolState, shimReport } = await import('./adapters/cudapoold.ts');
       if (flags.pid !== undefined) {
-        const { wholeNumber } = await import('./arguments.ts');
-        const report = await shimReport(wholeNumber(1, 4_194_304)(flags.pid), { socket: flags.socket });
+        const report = await shimReport(flags.pid, { socket: flags.socket });
         if (flags.json === true) printJson({ schema: 'cudapool.shim/1', ...report });
         else print(table([], flatten(report)));
         return;
       }
       const state = await poolState({ socket: flags.socket });
       if (flags.json === true) printJson({ schema: 'cudapool.status/1', ...state });
-      else if (state.running) print(table([], flatten(state.status)));
+      else if (state.running) printStatus(state.status);
       if (!state.running) {
         if (flags.json === true) process.exitCode = 1;
         else {
@@ -34,6 +35,34 @@ export function registerStatus(program: Command): void {
         }
       }
     });
+}
+
+interface Count {
+  ok: number;
+  failed: number;
+  total_us: number;
+  max_us: number;
+}
+
+const isCount = (entry: [string, unknown]): entry is [string, Count] =>
+  typeof entry[1] === 'object' && entry[1] !== null && 'total_us' in entry[1];
+
+/** For people: the actions as a table, and only those that there have been. */
+function printStatus({ schema: _schema, actions, ...rest }: PoolStatus): void {
+  const kinds = Object.entries(actions);
+  print(table([], flatten({ ...rest, actions: Object.fromEntries(kinds.filter((entry) => !isCount(entry))) })));
+  const ms = (us: number): string => (us / 1000).toFixed(1);
+  const rows = kinds
+    .filter(isCount)
+    .filter(([, { ok, failed }]) => ok + failed > 0)
+    .map(([name, { ok, failed, total_us, max_us }]) => [
+      name,
+      `${ok}`,
+      `${failed}`,
+      ms(total_us / (ok + failed)),
+      ms(max_us),
+    ]);
+  if (rows.length > 0) print(`\n${table(['action', 'ok', 'failed', 'mean ms', 'max ms'], rows, [1, 2, 3, 4])}`);
 }
 
 /** Names and values, one a line: {a: {b: 1}} is 'a b', '1'. */

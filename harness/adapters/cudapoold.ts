@@ -64,7 +64,7 @@ export async function poolOptions(place: PoolPlace = {}): Promise<PoolOption[]> 
   const ran = await ask(place, ['--options']);
   if (ran.exitCode !== 0) {
     throw new CudapoolError('ERR_CUDAPOOL_CONFIG', complaint(ran), {
-      hint: 'correct that value; `cudapool options` describes each',
+      hint: 'docs/options.md describes what can be set, and where',
     });
   }
   return parse(v.array(Option), ran, 'options');
@@ -104,6 +104,7 @@ const Status = v.looseObject({
     generation: v.number(),
     text: v.string(),
   }),
+  actions: v.record(v.string(), v.unknown()),
 });
 export type PoolStatus = v.InferOutput<typeof Status>;
 
@@ -112,12 +113,14 @@ export type PoolState =
   /** There is none (`absent`), or one that cannot be asked. */
   | { running: false; absent: boolean; why: string };
 
-/** What the pool reports; a pool that is not there, or refuses, is no error here. */
+/** What the pool reports; a pool that is not there, or refuses, is no error here. A wrong configuration is. */
 export async function poolState(place: PoolPlace = {}): Promise<PoolState> {
   const ran = await ask(place, ['--status']);
   if (ran.exitCode === 0) return { running: true, status: parse(Status, ran, 'status') };
   const why = complaint(ran);
-  return { running: false, absent: ABSENT.test(why), why };
+  const absent = ABSENT.test(why);
+  if (!absent) await poolOptions(place); // is it the configuration?
+  return { running: false, absent, why };
 }
 
 /** Starts a pool in the background; returns when it takes clients. */
@@ -186,8 +189,12 @@ export async function daemonVersion(place: PoolPlace = {}): Promise<string> {
 export async function shimReport(pid: number, place: PoolPlace = {}): Promise<Record<string, unknown>> {
   const ran = await look(daemonOf(place), ['--shim', `${pid}`], { reject: false });
   if (ran.exitCode !== 0) {
-    throw new CudapoolError('ERR_CUDAPOOL_NO_SHIM', complaint(ran), {
-      hint: 'the application gets the shim when it is started: cudapool run -- COMMAND',
+    const said = v.safeParse(v.pipe(v.string(), v.parseJson(), v.object({ text: v.string() })), ran.stdout);
+    const why = said.success ? said.output.text : complaint(ran);
+    throw new CudapoolError('ERR_CUDAPOOL_NO_SHIM', `process ${pid} shows no shim: ${why}`, {
+      hint: /permission/i.test(why)
+        ? 'run it again with sudo'
+        : 'the application gets the shim when it is started: cudapool run -- COMMAND',
     });
   }
   return parse(v.looseObject({}), ran, `shim in process ${pid}`);

@@ -25,6 +25,8 @@ export interface ExecOptions {
   show?: boolean;
   /** Bytes of output that are allowed. Default: 16 MiB. */
   maxOutput?: number;
+  /** How it is asked to end, where SIGTERM to its group would leave something half done. Its group is killed if it does not. */
+  cancel?: () => void;
 }
 
 export interface ExecResult {
@@ -43,8 +45,9 @@ const MAX_OUTPUT = 16 << 20;
 /** Between asking a program to end and ending it. */
 const GRACE_MS = 3000;
 
-const state: { dry: boolean; recorded: string[]; aborter: AbortController; running: Set<number> } = {
+const state: { dry: boolean; quiet: boolean; recorded: string[]; aborter: AbortController; running: Set<number> } = {
   dry: false,
+  quiet: false,
   recorded: [],
   aborter: new AbortController(),
   running: new Set(),
@@ -63,9 +66,10 @@ process.on('exit', () => {
   for (const pid of state.running) signalGroup(pid, 'SIGTERM');
 });
 
-/** From now on commands are printed on stdout instead of run, but for those that only look. */
-export function setDryRun(on: boolean): void {
+/** From now on commands are printed on stdout instead of run, but for those that only look. `quiet`: kept, not printed. */
+export function setDryRun(on: boolean, quiet = false): void {
   state.dry = on;
+  state.quiet = quiet;
   state.recorded = [];
 }
 export const isDryRun = (): boolean => state.dry;
@@ -131,7 +135,7 @@ export const lastLines = (text: string, count = 12): string[] =>
 /** Records what a dry run leaves out; for changes that are not made by a program ("write FILE"). */
 export function recordDry(text: string): void {
   state.recorded.push(text);
-  print(text);
+  if (!state.quiet) print(text);
 }
 
 function describe(file: string, args: readonly string[], options: ExecOptions): string {
@@ -177,7 +181,8 @@ export async function exec(file: string, args: readonly string[], options: ExecO
   const end = (why: 'timeout' | 'interruption'): void => {
     if (pid === undefined || ended !== undefined) return;
     ended = why;
-    signalGroup(pid, 'SIGTERM');
+    if (options.cancel === undefined) signalGroup(pid, 'SIGTERM');
+    else options.cancel();
     force = setTimeout(() => signalGroup(pid, 'SIGKILL'), GRACE_MS);
   };
   const limit = setTimeout(() => end('timeout'), options.timeoutMs);

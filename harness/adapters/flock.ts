@@ -3,9 +3,9 @@
 import { spawn } from 'node:child_process';
 import { mkdirSync } from 'node:fs';
 import { dirname } from 'node:path';
-import { CudapoolError } from '../errors.ts';
+import { CudapoolError, unfitError } from '../errors.ts';
 import { say } from '../output.ts';
-import { cancelSignal, interrupted } from './exec.ts';
+import { cancelSignal, interrupted, which } from './exec.ts';
 
 const WAIT_S = 900;
 
@@ -27,6 +27,14 @@ export async function withLock<T>(file: string, work: () => Promise<T>): Promise
     });
   } catch (thrown) {
     if (cancelSignal().aborted) throw interrupted();
+    if (which('flock') === undefined) {
+      throw unfitError(
+        'ERR_CUDAPOOL_TOOL_MISSING',
+        'flock is not installed, or not in PATH',
+        'apt-get install util-linux',
+        thrown,
+      );
+    }
     throw thrown instanceof CudapoolError ? thrown : lockError(file, null, thrown);
   } finally {
     clearTimeout(patience);

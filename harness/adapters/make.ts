@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // make(1), directly and by way of node-gyp.
-import { existsSync, rmSync } from 'node:fs';
+import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { CudapoolError } from '../errors.ts';
@@ -43,7 +43,9 @@ export async function nodeGyp(options: {
 }): Promise<ExecResult> {
   const { dir } = options;
   const script = inRoot('node_modules', 'node-gyp', 'bin', 'node-gyp.js');
-  const configured = existsSync(join(dir, 'build', 'Makefile'));
+  const makefile = join(dir, 'build', 'Makefile');
+  // It names places relative to where the tree was then: a tree that was moved is configured anew.
+  const configured = existsSync(makefile) && readFileSync(makefile, 'utf8').includes(`"-Dmodule_root_dir=${dir}"`);
   // Without its stamps of the last run it asks each room's make, which knows what is up to date.
   if (!isDryRun()) rmSync(join(dir, 'build', 'Release'), { recursive: true, force: true });
   const args = [script, configured ? 'build' : 'rebuild', '-C', dir, '--jobs', 'max', ...nodeHeaders()];
@@ -58,6 +60,8 @@ export async function nodeGyp(options: {
   throw new CudapoolError('ERR_CUDAPOOL_BUILD', `building ${dir}/binding.gyp failed`, {
     details: { stdout: ran.stdout, stderr: ran.stderr, exitCode: ran.exitCode },
     lines: lastLines(said.length > 1 ? said.join('\n') : ran.stderr),
-    hint: `to see all of it: ${ran.command}`,
+    hint: /EACCES|Permission denied/.test(ran.stderr)
+      ? 'run it again with sudo, or as the owner of that folder'
+      : `to see all of it: ${ran.command}`,
   });
 }

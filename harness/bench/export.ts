@@ -50,10 +50,10 @@ function resultTable(record: BenchRecord): string {
   return markdownTable([head, ...rows], { align: ['l', 'r', 'r', 'r', 'r', 'r', 'r', 'r'] });
 }
 
-function verdictLine({ what, max, value, low, high, met }: Verdict): string {
+function verdictLine({ what, min, max, value, low, high, met }: Verdict): string {
   const bounds = low !== undefined && high !== undefined ? ` (${formatNumber(low)} to ${formatNumber(high)})` : '';
   const got = value === null ? 'no figure' : `${formatNumber(value)}${bounds}`;
-  return `- ${met ? 'met' : '**missed**'}: ${what}: ${got}, target at most ${formatNumber(max)}`;
+  return `- ${met ? 'met' : '**missed**'}: ${what}: ${got}, target ${min === undefined ? 'at most' : `${formatNumber(min)} to`} ${formatNumber(max)}`;
 }
 
 export function recordTitle(record: BenchRecord): string {

@@ -56,8 +56,9 @@ function exitCodeOf(document: BenchDocument): number {
 async function bench(asked: readonly string[], flags: BenchFlags): Promise<void> {
   const chosen = await chooseSuites([...asked, ...(flags.suite ?? [])]);
   if (flags.dryRun === true) {
+    const { recordDry } = await import('../adapters/exec.ts');
     for (const suite of chosen)
-      print(`${suite.name}: ${flags.runs ?? suite.runs} runs of each variant: ${suite.summary}`);
+      recordDry(`${suite.name}: ${flags.runs ?? suite.runs} runs of each variant: ${suite.summary}`);
     return;
   }
   const { H200_COSTS } = await import('./bed.ts');
@@ -93,7 +94,9 @@ async function bench(asked: readonly string[], flags: BenchFlags): Promise<void>
   for (const record of records) {
     for (const verdict of record.verdicts) {
       if (!verdict.met && !host.simulated)
-        say(`target missed: ${verdict.what}: ${verdict.value ?? 'no figure'}, at most ${verdict.max}`);
+        say(
+          `target missed: ${verdict.what}: ${verdict.value ?? 'no figure'}, ${verdict.min === undefined ? 'at most' : `${verdict.min} to`} ${verdict.max}`,
+        );
     }
   }
   process.exitCode = failed.length > 0 ? EXIT.FAILED : exitCodeOf(document);

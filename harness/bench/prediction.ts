@@ -2,7 +2,7 @@
 // What the software driver's file of measured costs says that the pool must gain, beside what was gained.
 import { readFileSync } from 'node:fs';
 import type { Bed } from './bed.ts';
-import { type Observations, samples } from './record.ts';
+import { type Observations, samples, type Target } from './record.ts';
 import { summarize } from './stats.ts';
 
 /** A file of costs: lines of `name = number` (softcuda/costs-h200.conf). */
@@ -37,8 +37,22 @@ export function gainFacts(bed: Pick<Bed, 'costs'>, seen: Observations, metric: s
   const stock = samples(seen, metric, 'stock');
   const pool = samples(seen, metric, 'pool');
   if (bed.costs === undefined || stock.length === 0 || pool.length === 0) return {};
-  return {
-    predicted_gain_ms: predictedGainMs(readCosts(bed.costs)),
-    measured_gain_ms: summarize(stock).median - summarize(pool).median,
-  };
+  const predicted = predictedGainMs(readCosts(bed.costs));
+  const measured = summarize(stock).median - summarize(pool).median;
+  return { predicted_gain_ms: predicted, measured_gain_ms: measured, measured_of_predicted_gain: measured / predicted };
 }
+
+/** The same as a target: what is gained is what the costs predict. Of fewer runs the median says little. */
+export const gainTargets = (bed: Pick<Bed, 'costs'>): Target[] =>
+  bed.costs === undefined
+    ? []
+    : [
+        {
+          kind: 'fact',
+          what: 'gain, of what the costs predict',
+          fact: 'measured_of_predicted_gain',
+          min: 0.8,
+          max: 1.25,
+          runs: 7,
+        },
+      ];

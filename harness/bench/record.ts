@@ -42,8 +42,15 @@ const Target = v.variant('kind', [
   v.strictObject({ kind: v.literal('ratio'), what: line, metric: name, variant: name, baseline: name, max: finite }),
   /** The median of a metric is at most `max`, in the metric's unit. */
   v.strictObject({ kind: v.literal('at_most'), what: line, metric: name, variant: name, max: finite }),
-  /** A fact of the record is at most `max`. */
-  v.strictObject({ kind: v.literal('fact'), what: line, fact: name, max: finite }),
+  /** A fact of the record is at most `max`, and at least `min`; judged from so many right `runs` of each variant on. */
+  v.strictObject({
+    kind: v.literal('fact'),
+    what: line,
+    fact: name,
+    min: v.optional(finite),
+    max: finite,
+    runs: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1))),
+  }),
 ]);
 
 const Run = v.strictObject({
@@ -72,6 +79,7 @@ const Result = v.strictObject({ metric: name, variant: name, summary: Summary })
 
 const Verdict = v.strictObject({
   what: line,
+  min: v.optional(finite),
   max: finite,
   /** null: no run gave the figure. */
   value: v.nullable(finite),
@@ -131,9 +139,11 @@ export function samples(record: Pick<Observations, 'runs'>, metric: string, vari
 function judge(seen: Observations, target: Target): Verdict {
   const { what, max } = target;
   if (target.kind === 'fact') {
+    const { min } = target;
     const value = seen.facts[target.fact];
     const number = typeof value === 'number' ? value : null;
-    return { what, max, value: number, met: number !== null && number <= max };
+    const met = number !== null && number <= max && (min === undefined || number >= min);
+    return { what, ...(min !== undefined && { min }), max, value: number, met };
   }
   const ours = samples(seen, target.metric, target.variant);
   if (target.kind === 'at_most') {
@@ -147,6 +157,14 @@ function judge(seen: Observations, target: Target): Verdict {
   return { what, max, value, low, high, met: value <= max };
 }
 
+/** Some targets say nothing of a few runs. */
+function isJudged(seen: Observations, target: Target): boolean {
+  const due = target.kind === 'fact' ? (target.runs ?? 0) : 0;
+  const right = (variant: string): number =>
+    seen.runs.filter((run) => run.variant === variant && !run.warmup && run.error === undefined).length;
+  return seen.variants.every(({ name }) => right(name) >= due);
+}
+
 /** Adds what follows from the runs. */
 export function conclude(seen: Observations): BenchRecord {
   const results = seen.metrics.flatMap((metric) =>
@@ -155,7 +173,8 @@ export function conclude(seen: Observations): BenchRecord {
       return values.length === 0 ? [] : [{ metric: metric.name, variant: variant.name, summary: summarize(values) }];
     }),
   );
-  return { ...seen, results, verdicts: seen.targets.map((target) => judge(seen, target)) };
+  const judged = seen.targets.filter((target) => isJudged(seen, target));
+  return { ...seen, results, verdicts: judged.map((target) => judge(seen, target)) };
 }
 
 export function failedRuns(record: Pick<Observations, 'runs'>): Run[] {

@@ -152,6 +152,7 @@ async function act(
     timeoutMs: options.timeoutMs ?? LIMIT_MS,
     reject: false,
     env: { PATH: injection.path },
+    cancel: injection.cancel,
   }).finally(() => {
     written = watching.end();
   });
@@ -218,6 +219,10 @@ const CAUSES: readonly { readonly pattern: RegExp; readonly hint: string }[] = [
   {
     pattern: /repository name must have at least one component/i,
     hint: 'podman imports no container that was made with --rootfs: make it from an image (podman import makes one of a folder)',
+  },
+  {
+    pattern: /container with given ID already exists/i,
+    hint: 'a restore that was killed left the state of the runtime behind: runc delete --force ID',
   },
   {
     pattern: /does not support checkpoint|without CRIU|crun.*criu/i,

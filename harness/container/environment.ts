@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // What CRIU, its plugin and what they execute get in their environment, from the user's and from the command's options.
 import { existsSync } from 'node:fs';
+import { usageError } from '../errors.ts';
 import { built } from '../paths.ts';
 import type { CriuChoice } from './criu-tree.ts';
 
@@ -19,7 +20,9 @@ const PASSED = /^(CRIU_|CUDAPOOL_|SOFTCUDA_|CUDA_|NVIDIA_|LD_LIBRARY_PATH$)/;
 
 export function wantsPool({ pool, env }: PluginOptions): boolean {
   const set = env?.CRIU_CUDA_CONTEXT_POOL ?? (pool === undefined ? process.env.CRIU_CUDA_CONTEXT_POOL : undefined);
-  return set === undefined || set === '' ? (pool ?? true) : set !== '0';
+  if (set === undefined || set === '') return pool ?? true;
+  if (set === '0' || set === '1') return set === '1';
+  throw usageError(`CRIU_CUDA_CONTEXT_POOL is '${set}'`, 'it is 1 or 0, or unset it');
 }
 
 export function pluginEnvironment(criu: CriuChoice, options: PluginOptions): Record<string, string> {

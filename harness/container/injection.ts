@@ -6,7 +6,16 @@
 // the user's own files; and conmon hands its name on to the `podman container cleanup` that it runs when the container ends,
 // days later. PATH reaches CRIU both times, in this podman and in newer ones. So: a folder with
 // a `criu` that sets the environment, notes who ran it, and becomes the real one.
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  realpathSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { delimiter, join } from 'node:path';
 import { isDryRun, quote, recordDry, which } from '../adapters/exec.ts';
 import { unfitError } from '../errors.ts';
@@ -29,6 +38,8 @@ export interface Injection {
   readonly path: string;
   /** What the wrapper saw; read it when the action has ended. */
   starts(): CriuStart[];
+  /** Ends the CRIUs that have started and starts no other: the runtime and podman then fail, and tidy up, as they do when CRIU fails. */
+  cancel(): void;
   dispose(): void;
 }
 
@@ -63,6 +74,9 @@ function criuConfig(dir: string, env: Readonly<Record<string, string>>): string 
   return file;
 }
 
+/** A CRIU whose restored process has died has ended long before. */
+const CRIU_FAILS_MS = 1000;
+
 export interface InjectionOptions {
   readonly criu: CriuChoice;
   /** For CRIU, its plugin, and what they execute. */
@@ -77,10 +91,11 @@ export function inject({ criu, env, pathDirs = [] }: InjectionOptions): Injectio
     const dir = join(stateDir(env), 'exec', 'criu-XXXXXX');
     const vars = Object.entries(env).map(([name, value]) => `${name}=${quote([value])}`);
     recordDry(`write ${join(dir, 'criu')}: ${['exec env', ...vars, criu.binary].join(' ')} "$@"`);
-    return { dir: undefined, path: [dir, path].join(delimiter), starts: () => [], dispose: () => {} };
+    return { dir: undefined, path: [dir, path].join(delimiter), starts: () => [], cancel: () => {}, dispose: () => {} };
   }
   const dir = privateDir(env);
   const record = join(dir, 'starts');
+  const cancelled = join(dir, 'cancelled');
   const config = criuConfig(dir, env);
   const all = {
     ...env,
@@ -92,6 +107,7 @@ export function inject({ criu, env, pathDirs = [] }: InjectionOptions): Injectio
     '# By cudapool, for one checkpoint or restore; removed when that has ended.',
     'read -r parent </proc/$PPID/comm',
     `printf '%s %s %s\\t%s\\n' "$$" "$parent" "$PWD" "$*" >>${quote([record])}`,
+    `[ ! -e ${quote([cancelled])} ] || exit 1`,
     ...Object.entries(all).map(([name, value]) => `export ${name}=${quote([value])}`),
     `exec ${quote([criu.binary])} "$@"`,
     '',
@@ -101,8 +117,46 @@ export function inject({ criu, env, pathDirs = [] }: InjectionOptions): Injectio
     dir,
     path: [dir, path].join(delimiter),
     starts: () => readStarts(record),
+    cancel: () => {
+      writeFileSync(cancelled, '');
+      for (const start of readStarts(record)) endCriu(start, [realpathSync(criu.binary), join(dir, 'criu')]);
+    },
     dispose: () => rmSync(dir, { recursive: true, force: true }),
   };
+}
+
+/** The children of a process, of whichever of its threads. */
+const childrenOf = (pid: number): number[] =>
+  readdirSync(`/proc/${pid}/task`)
+    .flatMap((tid) => readFileSync(`/proc/${pid}/task/${tid}/children`, 'utf8').split(' '))
+    .filter((child) => child !== '')
+    .map(Number);
+
+/**
+ * Ends a CRIU that runs one of these programs or scripts; the number may be another process's by now. A CRIU that is killed in a
+ * restore leaves what it has restored waiting for ever. The runtime has the restored process made beside CRIU, as its own child:
+ * when that dies, CRIU fails and takes the rest with it, or, late in a restore, waits for threads that it traces: then it may go.
+ */
+function endCriu({ pid, parent }: CriuStart, programs: readonly string[]): void {
+  const isCriu = (): boolean => {
+    const line = readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0').slice(0, 2);
+    return [readlinkSync(`/proc/${pid}/exe`), ...line].some((program) => programs.includes(program));
+  };
+  const unlessEnded = (work: () => void): void => {
+    try {
+      if (isCriu()) work();
+    } catch {
+      // it has ended
+    }
+  };
+  unlessEnded(() => {
+    process.kill(pid, 'SIGSTOP'); // so that it makes none while we look
+    const above = Number(/\) \S (\d+) /.exec(readFileSync(`/proc/${pid}/stat`, 'utf8'))?.[1]);
+    const restored = parent === 'podman' ? [] : childrenOf(above).filter((child) => child !== pid);
+    for (const child of restored) process.kill(child, 'SIGKILL');
+    process.kill(pid, restored.length === 0 ? 'SIGKILL' : 'SIGCONT');
+  });
+  setTimeout(() => unlessEnded(() => process.kill(pid, 'SIGKILL')), CRIU_FAILS_MS).unref();
 }
 
 function readStarts(record: string): CriuStart[] {

@@ -3,9 +3,9 @@
 import { exec } from '../adapters/exec.ts';
 import { CudapoolError } from '../errors.ts';
 import { inRoot } from '../paths.ts';
-import type { DriverFacts, DriverTimes } from './probe.ts';
+import type { DriverFacts, DriverMemory, DriverTimes } from './probe.ts';
 
-export type { DriverFacts, DriverTimes } from './probe.ts';
+export type { DriverFacts, DriverMemory, DriverTimes } from './probe.ts';
 
 export interface ProbeOptions {
   /** What dlopen is given. Default: libcuda.so.1. */
@@ -14,7 +14,10 @@ export interface ProbeOptions {
   env?: Record<string, string | undefined>;
 }
 
-async function probe(mode: 'facts' | 'times', { library = 'libcuda.so.1', env = {} }: ProbeOptions): Promise<unknown> {
+async function probe(
+  mode: 'facts' | 'times' | 'memory',
+  { library = 'libcuda.so.1', env = {} }: ProbeOptions,
+): Promise<unknown> {
   const script = inRoot('build', 'harness', 'driver', 'probe.js');
   const { stdout } = await exec(process.execPath, [script, mode, library], { timeoutMs: 60_000, readOnly: true, env });
   try {
@@ -34,3 +37,7 @@ export const driverFacts = async (options: ProbeOptions = {}): Promise<DriverFac
 /** How long a new process's first calls take, once. */
 export const driverTimes = async (options: ProbeOptions = {}): Promise<DriverTimes> =>
   (await probe('times', options)) as DriverTimes;
+
+/** How much of the first device's memory is in use by all processes together, as its driver says. */
+export const driverMemory = async (options: ProbeOptions = {}): Promise<DriverMemory> =>
+  (await probe('memory', options)) as DriverMemory;

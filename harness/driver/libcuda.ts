@@ -21,6 +21,8 @@ export interface Driver {
   totalMemory(device: number): bigint;
   primaryRetain(device: number): void;
   primaryRelease(device: number): void;
+  /** Bytes that all processes have taken of this device's memory, the caller's context included; makes its primary one current. */
+  usedMemory(device: number): bigint;
   close(): void;
 }
 
@@ -81,6 +83,14 @@ export function openDriver(path: string): Driver {
       call('cuDevicePrimaryCtxRetain', [BUFFER, INT], [out(8), device]);
     },
     primaryRelease: (device) => call('cuDevicePrimaryCtxRelease_v2', [INT], [device]),
+    usedMemory(device) {
+      const [context, free, total] = [out(8), out(8), out(8)];
+      call('cuDevicePrimaryCtxRetain', [BUFFER, INT], [context, device]);
+      call('cuCtxSetCurrent', [DataType.BigInt], [context.readBigUInt64LE()]);
+      call('cuMemGetInfo_v2', [BUFFER, BUFFER], [free, total]);
+      call('cuDevicePrimaryCtxRelease_v2', [INT], [device]);
+      return total.readBigUInt64LE() - free.readBigUInt64LE();
+    },
     close: () => close(LIBRARY),
   };
 }

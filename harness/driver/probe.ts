@@ -21,6 +21,11 @@ export interface DriverTimes {
   retain_again_ms: number;
 }
 
+export interface DriverMemory {
+  /** Of the first device's memory, by all processes; the asker's own context is in it, the same each time. */
+  used_bytes: number;
+}
+
 function facts(library: string): DriverFacts {
   let driver: Driver;
   try {
@@ -63,5 +68,12 @@ function times(library: string): DriverTimes {
   return { cuinit_ms, context_ms, retain_again_ms };
 }
 
-const [mode, library = 'libcuda.so.1'] = process.argv.slice(2);
-process.stdout.write(`${JSON.stringify(mode === 'times' ? times(library) : facts(library))}\n`);
+function memory(library: string): DriverMemory {
+  const driver = openDriver(library);
+  driver.init();
+  return { used_bytes: Number(driver.usedMemory(driver.device(0))) };
+}
+
+const work = { facts, times, memory };
+const [mode = 'facts', library = 'libcuda.so.1'] = process.argv.slice(2);
+process.stdout.write(`${JSON.stringify(work[mode as keyof typeof work](library))}\n`);

@@ -28,8 +28,9 @@ export function registerPatch(program: Command): void {
     .option('--dry-run', 'print what would be written, write nothing')
     .action(async ({ criuSrc, force, json }: Options) => {
       const result = await applyPatch(criuSrc, { force: force === true });
+      if (result.dry) return;
       if (json === true) printJson({ schema: 'cudapool.patch-apply/1', ...result });
-      else if (!result.dry) {
+      else {
         for (const { path, lines_before, lines_after } of result.edited)
           print(`edited ${path}: ${lines_before} to ${lines_after} lines`);
         for (const path of result.added) print(`added ${path}`);
@@ -61,8 +62,9 @@ export function registerPatch(program: Command): void {
     .action(async ({ criuSrc, force, json }: Options) => {
       const { rollbackPatch } = await import('./rollback.ts');
       const result = await rollbackPatch(criuSrc, { force: force === true });
+      if (result.dry) return;
       if (json === true) printJson({ schema: 'cudapool.patch-rollback/1', ...result });
-      else if (!result.dry) {
+      else {
         for (const path of result.restored) print(`restored ${path}`);
         for (const path of result.removed) print(`removed ${path}`);
         if (result.build_files > 0) print(`removed ${result.build_files} files of the build`);

@@ -29,7 +29,7 @@ export function registerSetup(program: Command): void {
     .option('--json', 'print what was done as JSON')
     .action(async (options: SetupOptions) => {
       const done = await setUp(options);
-      if (options.json === true) printJson({ schema: 'cudapool.setup/1', ...done });
+      if (options.dryRun !== true && options.json === true) printJson({ schema: 'cudapool.setup/1', ...done });
     });
 }
 

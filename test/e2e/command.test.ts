@@ -24,7 +24,9 @@ t.test('the command, as it is typed', async (t) => {
   const restored = await cudapool(['restore', ...shared], { env });
   t.equal(restored.exitCode, 0, restored.stderr);
   t.match(restored.stderr, /Initializing GPU context pool\.\.\./);
+  t.match(restored.stderr, /GPU context pool initialized successfully: ctx=0x[0-9a-f]+ device=0/);
   t.match(restored.stderr, /GPU context pool ENABLED - expect faster restore/);
+  t.match(restored.stderr, /Warm context set for pid \d+: ctx=0x[0-9a-f]+ device=0/);
   t.match(restored.stdout, /^[0-9a-f]{64}$/, 'the id on stdout, as podman prints it');
   await verify(t, workload, 1, 'restored by the command');
 

@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: MIT
 // Containers with the shim: a context warmed after a restore, and LD_PRELOAD where it does nothing.
+import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { shimReport } from '../../harness/adapters/cudapoold.ts';
+import { inspectContainer, podman } from '../../harness/adapters/podman.ts';
+import { ask } from '../../harness/container/ask.ts';
+import type { Workload } from '../../harness/container/lab.ts';
+import { makeRootfs } from '../../harness/container/rootfs.ts';
 import { built } from '../../harness/paths.ts';
-import { cudapool, until } from '../support/index.ts';
+import { cudapool, unique, until } from '../support/index.ts';
 import { labFor, verify } from './support.ts';
 
 t.test('dumped before it ever used CUDA: a context is warm after the restore', async (t) => {
@@ -77,6 +82,44 @@ t.test('LD_PRELOAD on the restore itself is inert, and said so', async (t) => {
   t.match(restored.stderr, /created without the shim.*cudapool run -- podman run/);
   await verify(t, workload, 1, 'restored');
   await t.rejects(shimReport(await workload.pid(), lab.poolPlace()), { code: 'ERR_CUDAPOOL_NO_SHIM' });
+});
+
+t.test('a container that `cudapool run` has started', async (t) => {
+  const lab = await labFor(t);
+  await lab.startPool();
+  const [name, dir, rootfs] = [unique('run'), join(lab.dir, 'asked'), join(lab.dir, 'own-rootfs')];
+  mkdirSync(dir);
+  const loadsLater = [built.shim, join(built.softcudaLib, 'libcuda.so.1')];
+  const program = await makeRootfs({ dir: rootfs, program: join(built.workloads, 'gpu_app'), loadsLater });
+  const start = ['run', '--detach', '--name', name, '--network=none', `--volume=${dir}:${dir}`, '--rootfs', rootfs];
+  const ran = await cudapool(
+    [
+      ...['run', '--software-driver', join(lab.dir, 'softcuda'), '--', 'podman', ...lab.podman.globals, ...start],
+      ...[program, `--dir=${dir}`, '--memory=1', '--when=ask', '--seed=1'],
+    ],
+    { env: { ...lab.podman.env, ...lab.env } },
+  );
+  t.equal(ran.exitCode, 0, ran.stderr);
+  t.match(ran.stdout, /^[0-9a-f]{64}$/, 'podman prints the id');
+  await until('READY', async () => (await podman(lab.podman, ['logs', name])).stdout.includes('READY'));
+  const workload: Workload = {
+    name,
+    dir,
+    processes: 1,
+    ask: (options) => ask(dir, { processes: 1, ...options }),
+    pid: async () => (await inspectContainer(lab.podman, name)).pid,
+    kill: async () => void (await podman(lab.podman, ['kill', name])),
+  };
+  await lab.checkpoint(workload);
+  const restored = await lab.restore(workload);
+  t.same([restored.path, restored.shim?.state], ['pool', 'present'], restored.why);
+  const pid = await workload.pid();
+  await until('the shim has warmed a context', async () => {
+    const { warmth } = await shimReport(pid, lab.poolPlace());
+    return warmth === 'context';
+  });
+  await verify(t, workload, 1, 'restored');
+  t.match(await shimReport(pid, lab.poolPlace()), { warmth: 'taken', handed_back: 1 }, 'handed back');
 });
 
 t.test('cudapool run', async (t) => {

@@ -100,6 +100,9 @@ t.test('when the pool is wanted', (t) => {
   process.env.CRIU_CUDA_CONTEXT_POOL = '0';
   t.equal(wantsPool({}), false, 'the environment turns it off');
   t.equal(wantsPool({ pool: true }), true, 'an option comes before the environment');
+  process.env.CRIU_CUDA_CONTEXT_POOL = 'yes';
+  t.throws(() => wantsPool({}), { code: 'ERR_CUDAPOOL_USAGE', message: /'yes'/, exit: 2 }, 'a slip is told');
+  process.env.CRIU_CUDA_CONTEXT_POOL = '0';
   t.equal(wantsPool({ pool: true, env: { CRIU_CUDA_CONTEXT_POOL: '0' } }), false);
   const criu = { tree: '/c', binary: '/c/criu/criu', plugins: '/c/plugins/cuda' };
   process.env.CRIU_CUDA_STREAMS = '3';

@@ -45,6 +45,58 @@ t.test('with --json an error is a document on stdout, too', async (t) => {
   t.match(ran.stderr, /hint:/);
 });
 
+t.test('with --json a usage error is one, too', async (t) => {
+  for (const args of [
+    ['frob', '--json'],
+    ['status', '--pid', 'x', '--json'],
+    ['restore', '--frob', '--json'],
+  ]) {
+    const ran = await cudapool(args);
+    t.equal(ran.exitCode, 2);
+    const { error } = JSON.parse(ran.stdout) as { error: Record<string, string> };
+    t.equal(error.code, 'ERR_CUDAPOOL_USAGE', args.join(' '));
+  }
+});
+
+t.test('with --json a dry run is one document', async (t) => {
+  const dry = await cudapool(['bench', 'micro', 'tree', '--dry-run', '--json']);
+  t.equal(dry.exitCode, 0);
+  const { schema, commands } = JSON.parse(dry.stdout) as { schema: string; commands: string[] };
+  t.equal(schema, 'cudapool.dry-run/1');
+  t.equal(commands.length, 2);
+});
+
+t.test('every command has examples, and they name it', async (t) => {
+  const listed = async (path: string[]): Promise<void> => {
+    const { stdout } = await cudapool([...path, '--help']);
+    const below = [...(/^Commands:\n([\s\S]*)/m.exec(stdout)?.[1] ?? '').matchAll(/^ {2}(\w+)/gm)].map(
+      ([, name]) => name ?? '',
+    );
+    if (path.length > 0 && below.length === 0) {
+      t.match(stdout, new RegExp(`^Examples:\\n {2}cudapool ${path.join(' ')}\\b`, 'm'), path.join(' '));
+    }
+    await Promise.all(below.filter((name) => name !== 'help').map((name) => listed([...path, name])));
+  };
+  await listed([]);
+});
+
+t.test('a reader that goes away is no defect', async (t) => {
+  const { exec } = await import('../../harness/adapters/exec.ts');
+  const ran = await exec('sh', ['-c', '"$0" patch diff --help 2>&1 | true', inRoot('bin', 'cudapool')], {
+    timeoutMs: 20_000,
+  });
+  t.equal(ran.exitCode, 0);
+  const many = await exec(
+    'sh',
+    ['-c', '{ "$0" options; echo "ended with $?" >&2; } | head -1', inRoot('bin', 'cudapool')],
+    {
+      timeoutMs: 20_000,
+    },
+  );
+  t.match(many.stderr, /^ended with 0$/m);
+  t.notMatch(many.stderr, /EPIPE/);
+});
+
 t.test('no colours where stderr is no terminal', async (t) => {
   const ran = await cudapool(['patch', 'verify', '--criu-src', tempDir(t)]);
   t.notMatch(ran.stderr, '\u001b[');

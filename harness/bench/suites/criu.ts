@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import type { Way } from '../bed.ts';
 import { countExecuted, executedMost } from '../executed.ts';
 import type { Experiment } from '../experiment.ts';
-import { gainFacts } from '../prediction.ts';
+import { gainFacts, gainTargets } from '../prediction.ts';
 import { askWorkload, checkAnswers, dumpWorkload, endTree, restoreWorkload, startWorkload } from '../processes.ts';
 import { type Suite, type SuiteOptions, WAYS } from '../suite.ts';
 
@@ -40,6 +40,7 @@ function experiment({ bed, memoryMib = 0 }: SuiteOptions): Experiment {
           ]
         : []),
       { kind: 'fact', what: 'executions of cuda-checkpoint with the pool', fact: 'executed_with_pool', max: 0 },
+      ...gainTargets(bed),
     ],
     // The pool runs for the runs with it, and only then: without it nothing may be warm.
     prepare: async (variant) => {

@@ -3,6 +3,7 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { gpuMemoryUsedMib } from '../../adapters/nvidia-smi.ts';
+import { driverMemory } from '../../driver/index.ts';
 import { CudapoolError } from '../../errors.ts';
 import type { Bed } from '../bed.ts';
 import type { Experiment } from '../experiment.ts';
@@ -31,11 +32,17 @@ function residentKib(pid: number): number {
 
 const descriptors = (pid: number): number => readdirSync(`/proc/${pid}/fd`).length;
 
+/** MiB in use by all processes. The software driver is asked itself, without its costs; a GPU without adding a context to it. */
+async function gpuMib(bed: Bed): Promise<number | undefined> {
+  if (bed.driver === 'gpu') return gpuMemoryUsedMib();
+  return (await driverMemory({ env: { ...bed.env, SOFTCUDA_COSTS: '' } })).used_bytes / 2 ** 20;
+}
+
 async function holdings(bed: Bed): Promise<Record<string, number>> {
   const keeper = bed.pool.current?.pid;
   const worker = ((await bed.pool.report()) as { worker?: { pid?: number } } | undefined)?.worker?.pid;
   if (keeper === undefined || !worker) throw new CudapoolError('ERR_CUDAPOOL_POOL', 'the pool has no worker');
-  const gpu = bed.driver === 'gpu' ? await gpuMemoryUsedMib() : undefined;
+  const gpu = await gpuMib(bed);
   return {
     keeper_rss_kib: residentKib(keeper),
     worker_rss_kib: residentKib(worker),
@@ -80,14 +87,14 @@ function experiment({ bed, memoryMib = 0 }: SuiteOptions): Experiment {
       { name: 'worker_rss_kib', unit: 'KiB', label: "worker's memory" },
       { name: 'keeper_fds', unit: '', label: "keeper's descriptors" },
       { name: 'worker_fds', unit: '', label: "worker's descriptors" },
-      ...(bed.driver === 'gpu' ? [{ name: 'gpu_mib', unit: 'MiB', label: 'GPU memory in use' }] : []),
+      { name: 'gpu_mib', unit: 'MiB', label: 'GPU memory in use' },
     ],
     targets: [
       none("the keeper's memory, KiB", 'keeper_rss_kib_growth', RSS_TOLERANCE_KIB),
       none("the worker's memory, KiB", 'worker_rss_kib_growth', RSS_TOLERANCE_KIB),
       none("the keeper's descriptors", 'keeper_fds_growth'),
       none("the worker's descriptors", 'worker_fds_growth'),
-      ...(bed.driver === 'gpu' ? [none('GPU memory in use, MiB', 'gpu_mib_growth')] : []),
+      none('GPU memory in use, MiB', 'gpu_mib_growth'),
     ],
     prepare: async () => {
       await bed.pool.on();

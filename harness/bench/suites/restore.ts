@@ -8,7 +8,7 @@ import { CudapoolError } from '../../errors.ts';
 import { SETTLE_MS, type Way } from '../bed.ts';
 import { countExecuted, executedMost } from '../executed.ts';
 import type { Experiment } from '../experiment.ts';
-import { gainFacts } from '../prediction.ts';
+import { gainFacts, gainTargets } from '../prediction.ts';
 import { checkAnswers, timeRestore } from '../processes.ts';
 import { type Suite, type SuiteOptions, WAYS } from '../suite.ts';
 
@@ -85,6 +85,7 @@ function experiment({ bed, memoryMib = 0 }: SuiteOptions): Experiment {
           ]
         : []),
       { kind: 'fact', what: 'executions of cuda-checkpoint with the pool', fact: 'executed_with_pool', max: 0 },
+      ...gainTargets(bed),
     ],
     // A container that still runs would keep the driver warm for a run without the pool.
     prepare: async (variant) => {
