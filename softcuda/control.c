@@ -239,7 +239,7 @@ static CUresult order(int pid, enum softcuda_order what, unsigned timeout_ms, co
 	if (result == CUDA_SUCCESS) {
 		target.page->order = what;
 		target.page->timeout_ms = timeout_ms;
-		target.page->warm = softcuda_hold_is_warm(softcuda_costs.settle_ms * 1e6);
+		target.page->warm = softcuda_hold_is_warm();
 		target.page->pair_count = count;
 		if (count)
 			memcpy(target.page->pairs, pairs, count * sizeof(*pairs));

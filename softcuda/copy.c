@@ -29,7 +29,7 @@ enum side { DEVICE = 0, HOST = 1 };
 static CUresult copy(CUdeviceptr to, enum side to_side, CUdeviceptr from, enum side from_side, size_t bytes,
 		     int from_device, CUstream stream, bool wait)
 {
-	struct softcuda_op op = {.kind = OP_COPY, .copy = {.width = bytes, .height = 1}};
+	struct softcuda_op op = {.kind = OP_COPY, .copy = {.width = bytes, .height = 1, .depth = 1}};
 	enum softcuda_where to_where, from_where;
 	int device = softcuda_current()->device;
 
@@ -117,45 +117,101 @@ CUresult do_cuMemcpyPeerAsync(CUdeviceptr to, CUcontext to_ctx, CUdeviceptr from
 	return peer(to, to_ctx, from, from_ctx, bytes, stream, false);
 }
 
-/* One side of a 2D copy: where its first byte is, with the whole of it checked. */
-static void *side_2d(CUmemorytype type, CUdeviceptr device_ptr, const void *host, size_t x, size_t y, size_t pitch,
-		     const CUDA_MEMCPY2D *c, bool write, enum softcuda_where *where)
-{
-	CUdeviceptr start = type == CU_MEMORYTYPE_HOST ? (uintptr_t)host : device_ptr;
-	size_t bytes;
+/* One side of a copy in rows and slices. */
+struct box {
+	CUmemorytype type;
+	CUdeviceptr device;
+	const void *host;
+	size_t x, y, z;
+	size_t pitch, rows; /* from row to row, in bytes; from slice to slice, in rows; 0: as much as is copied */
+};
 
-	if (type != CU_MEMORYTYPE_HOST && type != CU_MEMORYTYPE_DEVICE && type != CU_MEMORYTYPE_UNIFIED)
+/* Where its first byte is, with the whole of it checked, and what it is to the next slice; NULL if it is no such box.
+ */
+static void *box_start(struct box *box, const CUDA_MEMCPY3D *c, bool write, size_t *slice, enum softcuda_where *where)
+{
+	CUdeviceptr start = box->type == CU_MEMORYTYPE_HOST ? (uintptr_t)box->host : box->device;
+	size_t y, z, rows, bytes;
+
+	if (!box->pitch)
+		box->pitch = c->WidthInBytes;
+	if (!box->rows)
+		box->rows = c->Height;
+	if (box->pitch < c->WidthInBytes || (c->Depth > 1 && box->rows < c->Height))
 		return NULL;
-	if (__builtin_mul_overflow(c->Height - 1, pitch, &bytes) ||
-	    __builtin_add_overflow(bytes, c->WidthInBytes, &bytes) || __builtin_mul_overflow(y, pitch, &y))
+	if (box->type != CU_MEMORYTYPE_HOST && box->type != CU_MEMORYTYPE_DEVICE && box->type != CU_MEMORYTYPE_UNIFIED)
 		return NULL;
-	return softcuda_resolve(start + y + x, bytes, write, softcuda_current()->device, type != CU_MEMORYTYPE_DEVICE,
-				where);
+	if (__builtin_mul_overflow(box->rows, box->pitch, slice) ||
+	    __builtin_mul_overflow(c->Depth - 1, *slice, &bytes) ||
+	    __builtin_mul_overflow(c->Height - 1, box->pitch, &rows) || __builtin_add_overflow(bytes, rows, &bytes) ||
+	    __builtin_add_overflow(bytes, c->WidthInBytes, &bytes) || __builtin_mul_overflow(box->y, box->pitch, &y) ||
+	    __builtin_mul_overflow(box->z, *slice, &z))
+		return NULL;
+	return softcuda_resolve(start + z + y + box->x, bytes, write, softcuda_current()->device,
+				box->type != CU_MEMORYTYPE_DEVICE, where);
+}
+
+static CUresult copy_3d(const CUDA_MEMCPY3D *c, CUstream stream, bool wait)
+{
+	struct softcuda_op op = {.kind = OP_COPY};
+	enum softcuda_where to_where, from_where;
+	struct box to, from;
+
+	if (!c)
+		return CUDA_ERROR_INVALID_VALUE;
+	if (!c->WidthInBytes || !c->Height || !c->Depth)
+		return CUDA_SUCCESS;
+	to = (struct box){c->dstMemoryType, c->dstDevice, c->dstHost,  c->dstXInBytes,
+			  c->dstY,          c->dstZ,      c->dstPitch, c->dstHeight};
+	from = (struct box){c->srcMemoryType, c->srcDevice, c->srcHost,  c->srcXInBytes,
+			    c->srcY,          c->srcZ,      c->srcPitch, c->srcHeight};
+	op.copy.width = c->WidthInBytes;
+	op.copy.height = c->Height;
+	op.copy.depth = c->Depth;
+	op.copy.to = box_start(&to, c, true, &op.copy.to_slice, &to_where);
+	op.copy.from = box_start(&from, c, false, &op.copy.from_slice, &from_where);
+	if (!op.copy.to || !op.copy.from)
+		return CUDA_ERROR_INVALID_VALUE;
+	op.copy.to_pitch = to.pitch;
+	op.copy.from_pitch = from.pitch;
+	op.copy.gbps = speed(to_where, from_where);
+	return submit(&op, stream, wait || to_where == SOFTCUDA_ON_PAGEABLE || from_where == SOFTCUDA_ON_PAGEABLE);
+}
+
+CUresult do_cuMemcpy3D_v2(const CUDA_MEMCPY3D *c)
+{
+	return copy_3d(c, NULL, true);
+}
+
+CUresult do_cuMemcpy3DAsync_v2(const CUDA_MEMCPY3D *c, CUstream stream)
+{
+	return copy_3d(c, stream, false);
 }
 
 static CUresult copy_2d(const CUDA_MEMCPY2D *c, CUstream stream, bool wait)
 {
-	struct softcuda_op op = {.kind = OP_COPY};
-	enum softcuda_where to_where, from_where;
+	CUDA_MEMCPY3D one_slice;
 
 	if (!c)
 		return CUDA_ERROR_INVALID_VALUE;
-	if (!c->WidthInBytes || !c->Height)
-		return CUDA_SUCCESS;
-	op.copy.width = c->WidthInBytes;
-	op.copy.height = c->Height;
-	op.copy.to_pitch = c->dstPitch ? c->dstPitch : c->WidthInBytes;
-	op.copy.from_pitch = c->srcPitch ? c->srcPitch : c->WidthInBytes;
-	if (op.copy.to_pitch < c->WidthInBytes || op.copy.from_pitch < c->WidthInBytes)
-		return CUDA_ERROR_INVALID_VALUE;
-	op.copy.to = side_2d(c->dstMemoryType, c->dstDevice, c->dstHost, c->dstXInBytes, c->dstY, op.copy.to_pitch, c,
-			     true, &to_where);
-	op.copy.from = side_2d(c->srcMemoryType, c->srcDevice, c->srcHost, c->srcXInBytes, c->srcY, op.copy.from_pitch,
-			       c, false, &from_where);
-	if (!op.copy.to || !op.copy.from)
-		return CUDA_ERROR_INVALID_VALUE;
-	op.copy.gbps = speed(to_where, from_where);
-	return submit(&op, stream, wait || to_where == SOFTCUDA_ON_PAGEABLE || from_where == SOFTCUDA_ON_PAGEABLE);
+	one_slice = (CUDA_MEMCPY3D){
+		.srcXInBytes = c->srcXInBytes,
+		.srcY = c->srcY,
+		.srcMemoryType = c->srcMemoryType,
+		.srcHost = c->srcHost,
+		.srcDevice = c->srcDevice,
+		.srcPitch = c->srcPitch,
+		.dstXInBytes = c->dstXInBytes,
+		.dstY = c->dstY,
+		.dstMemoryType = c->dstMemoryType,
+		.dstHost = c->dstHost,
+		.dstDevice = c->dstDevice,
+		.dstPitch = c->dstPitch,
+		.WidthInBytes = c->WidthInBytes,
+		.Height = c->Height,
+		.Depth = 1,
+	};
+	return copy_3d(&one_slice, stream, wait);
 }
 
 CUresult do_cuMemcpy2D_v2(const CUDA_MEMCPY2D *c)

@@ -104,8 +104,7 @@ extern _Atomic bool softcuda_faults_armed;
 	X(restore_gbps)                                                                                                \
 	X(query_us)                                                                                                    \
 	X(tool_cold_ms)                                                                                                \
-	X(tool_warm_ms)                                                                                                \
-	X(settle_ms)
+	X(tool_warm_ms)
 struct softcuda_costs {
 	bool on;
 #define X(name) double name;
@@ -123,8 +122,7 @@ int softcuda_hold_open(bool *cold); /* take a slot; *cold: no other process has 
 int softcuda_hold_device(void);     /* the descriptors that make a process that has the device impossible to dump */
 void softcuda_hold_close(void);     /* let go of all of it */
 void softcuda_hold_in_child(void);  /* after fork: close what was inherited */
-bool softcuda_hold_is_warm(
-	uint64_t settle_ns); /* does a process beside the caller's target have it open, and long enough */
+bool softcuda_hold_is_warm(void);   /* does a process beside the caller's target have it open, and long enough */
 CUresult softcuda_memory_take(int device, uint64_t bytes);
 void softcuda_memory_give(int device, uint64_t bytes);
 void softcuda_memory_info(int device, uint64_t *used); /* of all processes together */
@@ -280,7 +278,8 @@ struct softcuda_op {
 		struct {
 			char *to;
 			const char *from;
-			size_t width, height, to_pitch, from_pitch;
+			size_t width, height, depth; /* bytes, rows, slices */
+			size_t to_pitch, from_pitch, to_slice, from_slice;
 			double gbps;
 		} copy;
 		struct {

@@ -8,14 +8,12 @@ static void copy(const struct softcuda_op *op)
 {
 	uint64_t start = softcuda_now_ns();
 
-	if (op->copy.height == 1) {
-		memmove(op->copy.to, op->copy.from, op->copy.width);
-	} else {
+	for (size_t slice = 0; slice < op->copy.depth; slice++)
 		for (size_t row = 0; row < op->copy.height; row++)
-			memmove(op->copy.to + row * op->copy.to_pitch, op->copy.from + row * op->copy.from_pitch,
+			memmove(op->copy.to + slice * op->copy.to_slice + row * op->copy.to_pitch,
+				op->copy.from + slice * op->copy.from_slice + row * op->copy.from_pitch,
 				op->copy.width);
-	}
-	softcuda_spend(start, 0, op->copy.width * op->copy.height, op->copy.gbps);
+	softcuda_spend(start, 0, op->copy.width * op->copy.height * op->copy.depth, op->copy.gbps);
 }
 
 static void fill(const struct softcuda_op *op)

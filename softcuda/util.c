@@ -5,11 +5,11 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "log.h"
 
 uint64_t softcuda_now_ns(void)
 {
@@ -42,22 +42,11 @@ void softcuda_futex_wake(_Atomic uint32_t *word, bool shared)
 
 void softcuda_say(const char *format, ...)
 {
-	char line[512] = "softcuda: ";
-	int saved_errno = errno, used = 10, more;
 	va_list args;
 
 	va_start(args, format);
-	more = vsnprintf(line + used, sizeof(line) - 1 - used, format, args);
+	cudapool_log_line(STDERR_FILENO, "softcuda: ", format, args);
 	va_end(args);
-	if (more > 0)
-		used += more;
-	if (used > (int)sizeof(line) - 2)
-		used = sizeof(line) - 2;
-	line[used++] = '\n';
-	if (write(STDERR_FILENO, line, used) < 0) {
-		/* Nowhere left to say so. */
-	}
-	errno = saved_errno;
 }
 
 int softcuda_thread(pthread_t *thread, const char *name, void *(*main)(void *), void *arg)

@@ -3,7 +3,6 @@
 #include "log.h"
 
 #include <errno.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -16,26 +15,36 @@ void cudapool_log_to(int fd, enum cudapool_log_level level)
 	log_level = level;
 }
 
-void cudapool_log(enum cudapool_log_level level, const char *format, ...)
+void cudapool_log_line(int fd, const char *prefix, const char *format, va_list args)
 {
 	char line[512];
 	int saved_errno = errno, used, more;
-	va_list args;
 
-	if (log_fd < 0 || level > log_level)
-		return;
-
-	used = snprintf(line, sizeof(line) - 1, "cudapool[%d]: ", getpid());
-	va_start(args, format);
+	used = snprintf(line, sizeof(line) - 1, "%s", prefix);
+	if (used > (int)sizeof(line) - 2)
+		used = sizeof(line) - 2;
 	more = vsnprintf(line + used, sizeof(line) - 1 - used, format, args);
-	va_end(args);
 	if (more > 0)
 		used += more;
 	if (used > (int)sizeof(line) - 2)
 		used = sizeof(line) - 2;
 	line[used++] = '\n';
-	if (write(log_fd, line, used) < 0) {
+	if (write(fd, line, used) < 0) {
 		/* Nowhere left to say so. */
 	}
 	errno = saved_errno;
+}
+
+void cudapool_log(enum cudapool_log_level level, const char *format, ...)
+{
+	char prefix[32];
+	va_list args;
+
+	if (log_fd < 0 || level > log_level)
+		return;
+
+	snprintf(prefix, sizeof(prefix), "cudapool[%d]: ", getpid());
+	va_start(args, format);
+	cudapool_log_line(log_fd, prefix, format, args);
+	va_end(args);
 }

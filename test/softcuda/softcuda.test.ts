@@ -10,6 +10,7 @@ const PROGRAMS = [
   'driver',
   'context',
   'memory',
+  'copies',
   'vmm',
   'stream',
   'graph',

@@ -299,6 +299,34 @@ typedef struct CUDA_MEMCPY2D_st {
 	size_t Height;
 } CUDA_MEMCPY2D;
 
+typedef struct CUDA_MEMCPY3D_st {
+	size_t srcXInBytes;
+	size_t srcY;
+	size_t srcZ;
+	size_t srcLOD;
+	CUmemorytype srcMemoryType;
+	const void *srcHost;
+	CUdeviceptr srcDevice;
+	CUarray srcArray;
+	void *reserved0;
+	size_t srcPitch;
+	size_t srcHeight;
+	size_t dstXInBytes;
+	size_t dstY;
+	size_t dstZ;
+	size_t dstLOD;
+	CUmemorytype dstMemoryType;
+	void *dstHost;
+	CUdeviceptr dstDevice;
+	CUarray dstArray;
+	void *reserved1;
+	size_t dstPitch;
+	size_t dstHeight;
+	size_t WidthInBytes;
+	size_t Height;
+	size_t Depth;
+} CUDA_MEMCPY3D;
+
 /* Virtual memory management. */
 typedef enum CUmemAllocationHandleType_enum {
 	CU_MEM_HANDLE_TYPE_NONE = 0x0,
@@ -524,6 +552,8 @@ typedef struct CUcheckpointUnlockArgs_st {
 #define cuMemcpyDtoHAsync          cuMemcpyDtoHAsync_v2
 #define cuMemcpyDtoDAsync          cuMemcpyDtoDAsync_v2
 #define cuMemcpy2DAsync            cuMemcpy2DAsync_v2
+#define cuMemcpy3D                 cuMemcpy3D_v2
+#define cuMemcpy3DAsync            cuMemcpy3DAsync_v2
 #define cuMemsetD8                 cuMemsetD8_v2
 #define cuMemsetD16                cuMemsetD16_v2
 #define cuMemsetD32                cuMemsetD32_v2
