@@ -59,6 +59,12 @@ t.test('restores without and with the pool', async (t) => {
       `${suite}: upstream's plugin executes cuda-checkpoint for each action`,
     );
     const [predicted, measured] = [Number(facts.predicted_gain_ms), Number(facts.measured_gain_ms)];
+    t.equal(facts.measured_of_predicted_gain, measured / predicted);
+    t.match(record.targets.at(-1), { fact: 'measured_of_predicted_gain', min: 0.8, max: 1.25, runs: 7 });
+    t.notOk(
+      record.verdicts.some(({ min }) => min !== undefined),
+      `${suite}: two runs are not judged by it`,
+    );
     t.ok(
       measured > 0.5 * predicted && measured < 2 * predicted,
       `${suite}: gained ${measured.toFixed(0)} ms, predicted ${predicted} ms`,
@@ -66,6 +72,24 @@ t.test('restores without and with the pool', async (t) => {
   }
   t.equal(readFileSync(csv, 'utf8').trimEnd().split('\n').length, 1 + 6 + 4);
   t.match(readFileSync(markdown, 'utf8'), /## Simulated: software driver with measured costs/);
+});
+
+t.test('leaks: the GPU memory that the software driver counts is in the record, and judged', async (t) => {
+  if (!skipUnless(t, isRoot && builtCriu('4.2.1').ready, 'needs root, and everything built')) return;
+  const file = join(tempDir(t), 'leaks.json');
+  const args = ['bench', 'leaks', '--driver', 'softcuda', '--costs', 'none', '--runs', '5', '--warmup', '0'];
+  const ran = await cudapool([...args, '--memory', '4', '--json', file]);
+  t.equal(ran.exitCode, 0, ran.stderr);
+  const { records } = await readDocument(file);
+  const [record] = records;
+  t.ok(
+    record?.runs.every(({ values }) => values.gpu_mib === 0),
+    'once the restored process has ended, nothing is taken any more',
+  );
+  t.match(
+    record?.verdicts.find(({ what }) => what.startsWith('growth of GPU memory')),
+    { value: 0, met: true },
+  );
 });
 
 t.test('a bench that cannot run says why', async (t) => {

@@ -3,11 +3,13 @@
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
+import { H200_COSTS } from '../../harness/bench/bed.ts';
 import { documentCsv, documentMarkdown } from '../../harness/bench/export.ts';
+import { gainFacts, gainTargets, predictedGainMs, readCosts } from '../../harness/bench/prediction.ts';
 import { conclude, formatDocument, parseDocument, readDocument, writeWhole } from '../../harness/bench/record.ts';
 import { CudapoolError } from '../../harness/errors.ts';
 import { tempDir } from '../support/index.ts';
-import { host, observations, record } from './fixture.ts';
+import { host, observations, record, STOCK_MS } from './fixture.ts';
 
 const refused = (work: () => unknown): CudapoolError => {
   try {
@@ -44,6 +46,50 @@ t.test('targets are judged', async (t) => {
   t.match(atMost, { met: false, value: 500 });
   t.match(fact, { met: true, value: 0 });
   t.match(conclude({ ...observations(), facts: {} }).verdicts[2], { met: false, value: null }, 'no figure is not met');
+});
+
+t.test('a target with two bounds, and one that a few runs say nothing of', async (t) => {
+  const verdicts = (gain: number, runs = 7) => {
+    const target = { kind: 'fact', what: 'gain', fact: 'gain', min: 0.8, max: 1.25, runs } as const;
+    return conclude({ ...observations(), targets: [target], facts: { gain } }).verdicts;
+  };
+  for (const [gain, met] of [
+    [0.79, false],
+    [0.8, true],
+    [1.25, true],
+    [1.26, false],
+  ] as const) {
+    t.same(verdicts(gain), [{ what: 'gain', min: 0.8, max: 1.25, value: gain, met }], `${gain}`);
+  }
+  t.same(verdicts(1, 8), [], 'seven right runs of each are not eight');
+  const [first, ...rest] = observations().runs;
+  const failed = { ...observations(), runs: [{ ...first, error: 'it failed' } as typeof first & object, ...rest] };
+  const target = { kind: 'fact', what: 'gain', fact: 'gain', max: 1, runs: 7 } as const;
+  t.same(conclude({ ...failed, targets: [target] }).verdicts, [], 'nor are six right ones and a failed one seven');
+  const text = documentMarkdown({
+    schema: 'cudapool.bench',
+    version: 1,
+    host,
+    records: [conclude({ ...observations(), targets: [{ ...target, min: 0.8 }], facts: { gain: 0.5 } })],
+  });
+  t.match(text, /- \*\*missed\*\*: gain: 0\.50+, target 0\.80+ to 1\.0/);
+});
+
+t.test('what the costs predict is a target where costs are in use', async (t) => {
+  t.same(gainTargets({ costs: undefined }), []);
+  const costs = H200_COSTS;
+  const predicted = predictedGainMs(readCosts(costs));
+  const judged = (gain: number) => {
+    const seen = observations(
+      undefined,
+      STOCK_MS.map((ms) => ms - gain),
+    );
+    const facts = gainFacts({ costs }, seen, 'restore_ms');
+    return conclude({ ...seen, facts, targets: gainTargets({ costs }) }).verdicts.map(({ met }) => met);
+  };
+  t.same(judged(predicted), [true]);
+  t.same(judged(0.75 * predicted), [false]);
+  t.same(judged(1.3 * predicted), [false]);
 });
 
 t.test('failed runs and warm-ups do not count', async (t) => {

@@ -112,7 +112,7 @@ t.test('a container that `cudapool run` has started', async (t) => {
   };
   await lab.checkpoint(workload);
   const restored = await lab.restore(workload);
-  t.same([restored.path, restored.shim?.state], ['pool', 'present'], restored.why);
+  t.equal(restored.shim?.state, 'present');
   const pid = await workload.pid();
   await until('the shim has warmed a context', async () => {
     const { warmth } = await shimReport(pid, lab.poolPlace());

@@ -8,7 +8,7 @@ import t, { type Test } from 'tap';
 import { look } from '../../harness/adapters/exec.ts';
 import { ask, expectedChecksum } from '../../harness/container/ask.ts';
 import { built, inRoot } from '../../harness/paths.ts';
-import { skipUnless, softCuda, until } from '../support/index.ts';
+import { skipUnlessToolkit, softCuda, until } from '../support/index.ts';
 import { WORDS_PER_MIB } from './support.ts';
 
 const app = join(built.workloads, 'gpu_app');
@@ -98,7 +98,7 @@ t.test('wrong options, and no driver', async (t) => {
 
 t.test('the kernels for real GPUs assemble', async (t) => {
   const ptxas = ['/usr/local/cuda/bin/ptxas', '/usr/bin/ptxas'].find((path) => existsSync(path));
-  if (!skipUnless(t, ptxas !== undefined, 'ptxas is not installed')) return;
+  if (!skipUnlessToolkit(t, ptxas !== undefined, 'ptxas is not installed')) return;
   const dir = t.testdir();
   const source = join(dir, 'print.c');
   writeFileSync(

@@ -119,7 +119,8 @@ const cases: Case[] = [
     name: 'a dump whose post-dump script fails: CRIU says nothing of it to its plugins, and the pool gives back what it had locked',
     script:
       'start_gpu_app 2; start_cudapoold; printf \'#!/bin/sh\\n[ "$CRTOOLS_SCRIPT_ACTION" != post-dump ]\\n\' >"$T/script"; chmod +x "$T/script"; dump --action-script "$T/script"; answers alive; pool_counts; rm -rf "$T/img"; mkdir "$T/img"; NAME=again dump; left gone; restore; answers restored',
-    wanted: { dump: '1', alive: '2', held: '0', given_back: '2', again: '0', gone: '0', restore: '0', restored: '2' },
+    // 255 is what CRIU makes of the script's 1.
+    wanted: { dump: '255', alive: '2', held: '0', given_back: '2', again: '0', gone: '0', restore: '0', restored: '2' },
   },
   {
     name: 'a pool that was killed has left its socket: another is started',

@@ -276,6 +276,21 @@ for (const version of versions) {
   });
 }
 
+t.test('CRIU 4.2 is a release, and has the files of 4.2.1', async (t) => {
+  const dir = await pristineTree(t as unknown as Tap, '4.2.1');
+  if (dir === undefined) return;
+  const [numbers, plugin] = [join(dir, 'Makefile.versions'), join(dir, PLUGIN)];
+  writeFileSync(numbers, readFileSync(numbers, 'utf8').replace(/^(CRIU_VERSION_SUBLEVEL\s*:=).*$/m, '$1'));
+  const original = readFileSync(plugin);
+  appendFileSync(plugin, '\n');
+  await refuses(t as unknown as Tap, dir, 'ERR_CUDAPOOL_PATCH_UNRELEASED');
+  writeFileSync(plugin, original);
+  await applyPatch(dir);
+  const manifest = JSON.parse(readFileSync(join(dir, 'plugins/cuda/.cudapool-patch.json'), 'utf8'));
+  t.equal(manifest.criu, '4.2');
+  await rollbackPatch(dir);
+});
+
 t.test('usage', async (t) => {
   t.equal((await cudapool(['patch', 'apply'])).exitCode, 2, 'no tree');
   t.equal((await cudapool(['patch', 'apply', '--criu-src', '/nonexistent'])).exitCode, 2, 'no folder');

@@ -7,6 +7,8 @@ import {
   existsSync,
   lchownSync,
   mkdirSync,
+  readFileSync,
+  rmSync,
   statSync,
   symlinkSync,
   writeFileSync,
@@ -14,7 +16,17 @@ import {
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { type ExecResult, exec } from '../../harness/adapters/exec.ts';
-import { buildSnippets, built, isRoot, softCuda, startPool, tempDir, until } from '../support/index.ts';
+import {
+  buildSnippets,
+  built,
+  inRoot,
+  isRoot,
+  skipUnless,
+  softCuda,
+  startPool,
+  tempDir,
+  until,
+} from '../support/index.ts';
 import { ERRNO, startApp, startClient, statusOf } from './support.ts';
 
 const programs = await buildSnippets('pool');
@@ -210,6 +222,31 @@ t.test('by systemd', async (t) => {
   t.match(await run(['--socket', socket]), { exitCode: 1, stderr: /already/ }, 'which no other pool can take');
   await until('it ends', () => child.exitCode !== null, 6000);
   t.ok(existsSync(socket), 'and when it ends, it leaves the socket to systemd');
+});
+
+t.test('the units', async (t) => {
+  const found = await exec('sh', ['-c', 'command -v systemd-analyze'], { timeoutMs: 5000, reject: false });
+  if (!skipUnless(t, found.exitCode === 0, 'no systemd-analyze here')) return;
+  const root = tempDir(t);
+  const folder = join(root, 'lib', 'systemd', 'system');
+  const places = [`DESTDIR=${root}`, 'PREFIX=/opt/cudapool', 'UNITDIR=/lib/systemd/system'];
+  await exec('make', ['-s', '-C', inRoot('pool'), 'install', ...places], { timeoutMs: 120_000 });
+  // Those of every machine that ours refer to.
+  for (const name of ['sysinit', 'basic', 'shutdown', 'sockets', 'multi-user'])
+    writeFileSync(join(folder, `${name}.target`), `[Unit]\nDescription=${name}\n`);
+  const [service, sockets] = [join(folder, 'cudapoold.service'), join(folder, 'cudapoold.socket')];
+  const verify = async () => {
+    const args = ['verify', '--man=no', `--root=${root}`, service, sockets];
+    const { exitCode, stdout, stderr } = await exec('systemd-analyze', args, { timeoutMs: 20_000, reject: false });
+    return { exitCode, said: `${stdout}${stderr}`.trim() };
+  };
+  t.same(await verify(), { exitCode: 0, said: '' }, 'nothing is wrong with them as they are installed');
+  const text = readFileSync(service, 'utf8');
+  writeFileSync(service, text.replace('KillMode=mixed', 'KillMode=sometimes'));
+  t.match(await verify(), { said: /kill mode/ }, 'a wrong setting would be found');
+  writeFileSync(service, text);
+  rmSync(join(root, 'opt', 'cudapool', 'sbin', 'cudapoold'));
+  t.match(await verify(), { exitCode: 1, said: /is not executable/ }, 'so would a program that is not there');
 });
 
 t.test('readiness', async (t) => {

@@ -29,6 +29,8 @@
 	F(cuCtxCreate_v2, "cuCtxCreate", 3020)                                                                         \
 	F(cuCtxCreate_v3, "cuCtxCreate", 11040)                                                                        \
 	F(cuCtxCreate_v4, "cuCtxCreate", 12050)                                                                        \
+	F(cuCtxGetFlags, "cuCtxGetFlags", 7000)                                                                        \
+	F(cuCtxDestroy, "cuCtxDestroy", 2000)                                                                          \
 	F(cuCtxDestroy_v2, "cuCtxDestroy", 4000)                                                                       \
 	F(cuDevicePrimaryCtxRetain, "cuDevicePrimaryCtxRetain", 7000)                                                  \
 	F(cuDevicePrimaryCtxRelease, "cuDevicePrimaryCtxRelease", 7000)                                                \

@@ -49,6 +49,7 @@ static void scenario(const struct api *a)
 	SAY(a->cuDevicePrimaryCtxRelease_v2(0));
 	SAY(a->cuDevicePrimaryCtxSetFlags_v2(0, 4));
 	SAY(a->cuCtxCreate_v2(&ctx, 0, 0));
+	SAY(a->cuCtxDestroy(NULL));
 	state(a, 0);
 	SAY(a->cuInit(1));
 	SAY(a->cuInit(0));
@@ -99,6 +100,11 @@ static void scenario(const struct api *a)
 	r = a->cuCtxCreate_v2(&ctx, 0, 77);
 	context(a, "v2 bad device", r, ctx);
 	SAY(a->cuCtxCreate_v2(NULL, 0, 0));
+	SAY(a->cuCtxCreate_v2(&ctx, 0, 0));
+	SAY(a->cuCtxDestroy(ctx));
+	SAY(a->cuCtxDestroy(ctx));
+	SAY(a->cuCtxGetCurrent(&ctx));
+	printf("%s\n", ctx ? "still a context" : "no context");
 }
 
 /* Every function of the table: is it there, and what does it say before cuInit? (Those of the runtime's own kind only.)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The shim: small programs with and without it must see the same driver; warm contexts, forks, signals, restores, cost.
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { chmodSync, copyFileSync, existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import t from 'tap';
 import { exec } from '../../harness/adapters/exec.ts';
@@ -12,6 +12,7 @@ import {
   isRoot,
   runTap,
   skipUnless,
+  skipUnlessToolkit,
   softCuda,
   tempDir,
   until,
@@ -27,9 +28,14 @@ async function says(name: string, args: string[], env: Record<string, string | u
   return stdout;
 }
 
-t.test('the table', async (t) => {
+/** The functions that the shim intercepts. */
+function tableNames(): string[] {
   const text = readFileSync(join(built.shim, '..', 'functions.def'), 'utf8');
-  const names = [...text.matchAll(/\b(?:GATED|WRAPPED)\((cu\w+)\)/g)].map((match) => match[1] as string);
+  return [...text.matchAll(/\b(?:GATED|WRAPPED)\((cu\w+)\)/g)].map((match) => match[1] as string);
+}
+
+t.test('the table', async (t) => {
+  const names = tableNames();
   t.same(names, [...new Set(names)].sort(), 'is in order, each name once');
   const { stdout } = await exec('nm', ['-D', '--defined-only', shim], { timeoutMs: 5000 });
   const exported = stdout.split('\n').filter((line) => / T /.test(line));
@@ -38,22 +44,28 @@ t.test('the table', async (t) => {
     [...names.map((name) => `${name}@libcuda.so.1`), 'dlsym', 'dlvsym'].sort(),
     'is what the library exports, and nothing else',
   );
-  const header = '/usr/local/cuda/include/cuda.h';
-  if (existsSync(header)) {
-    const free = /^cu(Init|DriverGetVersion|GetError(Name|String)|GetExportTable|Logs\w+|CheckpointProcess\w+)$/;
-    const declared = [...readFileSync(header, 'utf8').matchAll(/^CUresult CUDAAPI (cu\w+)\(/gm)].map(
-      (m) => m[1] as string,
-    );
-    t.ok(declared.length > 300, 'a real cuda.h');
-    t.same(
-      declared.filter((name) => !free.test(name) && !names.includes(name)),
-      [],
-      'lacks no function of it',
-    );
-  }
   const versions = await exec('objdump', ['-T', shim], { timeoutMs: 5000 });
   const newest = [...versions.stdout.matchAll(/GLIBC_2\.(\d+)/g)].map((match) => Number(match[1]));
   t.ok(Math.max(...newest) <= 17, 'needs no newer glibc than 2.17');
+});
+
+t.test('the table and a real cuda.h', async (t) => {
+  const under = '/usr/local';
+  const headers = ['cuda', ...readdirSync(under).filter((name) => name.startsWith('cuda-'))]
+    .map((name) => join(under, name, 'include', 'cuda.h'))
+    .filter((file) => existsSync(file));
+  // The first one, as test/softcuda does.
+  const text = headers[0] === undefined ? '' : readFileSync(headers[0], 'utf8');
+  const version = Number(/^#define CUDA_VERSION (\d+)/m.exec(text)?.[1] ?? 0);
+  if (!skipUnlessToolkit(t, version >= 13000, `no cuda.h of CUDA 13.0 or newer in ${under}/cuda*/include`)) return;
+  const free = /^cu(Init|DriverGetVersion|GetError(Name|String)|GetExportTable|Logs\w+|CheckpointProcess\w+)$/;
+  const declared = [...text.matchAll(/^CUresult CUDAAPI (cu\w+)\(/gm)].map((match) => match[1] as string);
+  t.ok(declared.length > 300, 'it is one');
+  t.same(
+    declared.filter((name) => !free.test(name) && !tableNames().includes(name)),
+    [],
+    'lacks no function of it',
+  );
 });
 
 t.test('the same driver with and without', async (t) => {
@@ -82,6 +94,128 @@ t.test('the same driver with and without', async (t) => {
       t.equal(await says(file, args, warm), without, `${name}: the same, warm ${JSON.stringify(extra)}`);
     }
   }
+});
+
+t.test('what cuGetProcAddress gives', async (t) => {
+  const { env } = softCuda(t);
+  // The software driver, and one with cuGreenCtxCreate and cuGetProcAddress_v2_ptsz beside all that is its own.
+  for (const [name, directory] of [
+    ['our driver', built.softcudaLib],
+    ['a newer one', join(out, 'newer')],
+  ] as const) {
+    const base = { ...env, LD_LIBRARY_PATH: directory };
+    const without = await says('lookups', [], base);
+    for (const line of [
+      'cuGetProcAddress_v2(cuCtxDestroy, 2000, 0): 0 status 0 cuCtxDestroy',
+      'cuGetProcAddress_v2(cuCtxDestroy, 4000, 0): 0 status 0 cuCtxDestroy_v2',
+      'cuGetProcAddress_v2(cuCtxDestroy, 1000, 0): 0 status 2 nothing',
+      'cuGetProcAddress_v2(cuNoSuchFunction, 13000, 0): 0 status 1 nothing',
+      'cuGetProcAddress_v2(cuMemcpyHtoD, 7000, 1): 0 status 0 cuMemcpyHtoD_v2',
+      'cuGetProcAddress_v2(cuMemcpyHtoD, 7000, 2): 0 status 0 cuMemcpyHtoD_v2_ptds',
+      'cuGetProcAddress_v2(cuLaunchKernel, 12050, 2): 0 status 0 cuLaunchKernel_ptsz',
+    ]) {
+      t.ok(without.split('\n').includes(line), `${name}: ${line}`);
+    }
+    const ptsz = 'cuGetProcAddress_v2_ptsz(cuMemcpyHtoD, 7000, 0): 0 status 0 cuMemcpyHtoD_v2_ptds\n';
+    t.equal(without.includes(ptsz), directory !== built.softcudaLib, `${name}: per-thread streams by default`);
+    const preloaded = { ...base, LD_PRELOAD: shim };
+    t.equal(await says('lookups', [], preloaded), without, `${name}: the same`);
+    t.equal(await says('lookups', [], { ...preloaded, CUDAPOOL_WARM: 'start:lookups' }), without, `${name}, warm`);
+  }
+});
+
+t.test('while a context waits', async (t) => {
+  const { env } = softCuda(t);
+  const handed = /the warm context on device 0 was handed back/;
+  const otherFlags = /was given up: the application set other flags/;
+  const reset = /was given up: the application reset the device/;
+  const waits = /warmed device 0/; // and is given up, or handed back to what comes next, whichever is sooner
+  const primary: [string, RegExp][] = [
+    ['set', otherFlags],
+    ['set_v2', handed],
+    ['set_v2 unchangeable', otherFlags],
+    ['reset', handed],
+    ['reset_v2', handed],
+    ['set and reset', reset],
+    ['set and reset_v2', reset],
+    ['green', handed],
+  ];
+  const created: [string, RegExp][] = [
+    ['flags_v2', waits],
+    ['flags_v3', waits],
+    ['flags_v4', waits],
+    ['affinity_v3', handed], // the driver refuses it, so what comes next is the first
+    ['affinity_v4', handed],
+  ];
+  for (const [what, expected] of [...primary, ...created]) {
+    const base = {
+      ...env,
+      ...(what === 'green' ? { LD_LIBRARY_PATH: join(out, 'newer') } : {}),
+      ...(created.some(([name]) => name === what) ? { CUDAPOOL_WARM_CREATED: '1' } : {}),
+    };
+    const without = await says('waiting', [what], base);
+    t.match(without, /^(?:create|retain): 0$/m, `${what}: the driver answers`);
+    const preloaded = { ...base, LD_PRELOAD: shim };
+    t.equal(await says('waiting', [what], preloaded), without, `${what}: the same`);
+    const log = join(tempDir(t), 'log');
+    const warm = { CUDAPOOL_WARM: 'start:waiting', CUDAPOOL_LOG: '2', CUDAPOOL_LOG_FILE: log };
+    t.equal(await says('waiting', [what], { ...preloaded, ...warm }), without, `${what}: the same, being warmed`);
+    writeFileSync(log, '');
+    t.equal(await says('waiting', [what], { ...preloaded, ...warm, WAITING_MS: '200' }), without, `${what}: and warm`);
+    t.match(readFileSync(log, 'utf8'), expected, `${what}: ${expected.source}`);
+  }
+});
+
+t.test('unusual programs', async (t) => {
+  const { env } = softCuda(t);
+  const run = async (file: string, args: string[], more: Record<string, string>) => {
+    const { exitCode, stdout, stderr } = await exec(file, args, {
+      timeoutMs: 20_000,
+      env: { ...env, ROUTES_ROUTE: 'dlsym', ...more },
+      reject: false,
+    });
+    return { exitCode, stdout, stderr };
+  };
+  const preload = { LD_PRELOAD: shim };
+  for (const [name, args, seen] of [
+    ['a namespace of its own', ['dlmopen'], /^before: 3\ninit: 0\ncount: 0 1\nretain: 0\n?$/],
+    ['RTLD_DEEPBIND', ['deepbind'], /^before: 3\ninit: 0\ncount: 0 1\nretain: 0\n?$/],
+    ['a library opened with it', ['plugin', program('routes-first.so')], /cuDevicePrimaryCtxRetain\(&ctx, 0\) +0\n/],
+  ] as const) {
+    const without = await run(program('unusual'), [...args], {});
+    t.match(without, { exitCode: 0, stdout: seen, stderr: '' }, `${name}: the driver answers`);
+    t.same(await run(program('unusual'), [...args], preload), without, `${name}: the same`);
+  }
+
+  const static_ = program('nothing-static');
+  const { stdout: dynamic } = await exec('readelf', ['-d', static_], { timeoutMs: 5000 });
+  t.match(dynamic, 'no dynamic section', 'a static program');
+  t.same(await run(static_, [], {}), { exitCode: 0, stdout: '', stderr: '' }, 'runs');
+  t.same(await run(static_, [], preload), { exitCode: 0, stdout: '', stderr: '' }, 'and does with it');
+
+  // As nobody, who gets root's rights from the program. LD_PRELOAD does not count then, a program's own libraries do.
+  if (!skipUnless(t, isRoot, 'needs root to make a program set-user-ID')) return;
+  const dir = tempDir(t);
+  chmodSync(dir, 0o755);
+  const nobody = ['--reuid=65534', '--regid=65534', '--clear-groups'];
+  const log = join(dir, 'log');
+  const warm = { CUDAPOOL_LOG: '4', CUDAPOOL_LOG_FILE: log };
+  const copies = ['unusual', 'unusual-linked'].map((name) => {
+    copyFileSync(program(name), join(dir, name));
+    chmodSync(join(dir, name), 0o4755);
+    return join(dir, name);
+  }) as [string, string];
+  const secure = (file: string, more: Record<string, string>) => run('setpriv', [...nobody, file, 'secure'], more);
+  const without = await secure(copies[0], {});
+  if (!skipUnless(t, without.stdout.startsWith('secure 1 user 0\n'), `set-user-ID has no effect in ${dir}`)) return;
+  t.match(without, { exitCode: 0, stdout: /init: 0\n.*retain: 0\npages 0\n?$/s, stderr: '' }, 'set-user-ID');
+  // setpriv itself is an ordinary program, and nothing is said for it either.
+  t.same(await secure(copies[0], { ...preload, ...warm }), without, 'set-user-ID: the same');
+  const start = { ...warm, CUDAPOOL_WARM: 'start:unusual-linked' };
+  t.same(await secure(copies[1], start), without, 'set-user-ID, linked with the shim: the same, which does nothing');
+  t.notOk(existsSync(log), 'nothing is logged');
+  const plain = await run(program('unusual-linked'), ['secure'], start);
+  t.match(plain, { exitCode: 0, stdout: /pages [1-9]/ }, 'where it is not set-user-ID it does something');
 });
 
 t.test('every function before cuInit', async (t) => {

