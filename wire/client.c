@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /* The client's side of wire/message.h, for CRIU's plugin, the drop-in cuda-checkpoint and cudapoold's own verbs. */
 #include "client.h"
+#include "clock.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -41,17 +42,9 @@ static int __attribute__((format(printf, 3, 4))) fail(struct cudapool_client *c,
 	return error;
 }
 
-static int64_t now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000ll + ts.tv_nsec / 1000000;
-}
-
 static int64_t deadline_in(int limit_ms)
 {
-	return now_ms() + (limit_ms > 0 ? limit_ms : 0);
+	return cudapool_now_ms() + (limit_ms > 0 ? limit_ms : 0);
 }
 
 /* Makes a string of the peer's safe to show: it ends, and it is one line. */
@@ -73,7 +66,7 @@ static int wait_for(struct cudapool_client *c, short events, int64_t deadline)
 	int n;
 
 	for (;;) {
-		left = deadline - now_ms();
+		left = deadline - cudapool_now_ms();
 		n = poll(&p, 1, left > 0 ? (int)left : 0);
 		if (n > 0)
 			return 0;
@@ -242,7 +235,7 @@ static int open_socket(struct cudapool_client *c, const char *path)
 		return fail(c, -errno, "cannot make a socket: %s", strerror(errno));
 
 	for (;;) {
-		left = deadline - now_ms();
+		left = deadline - cudapool_now_ms();
 		if (left <= 0)
 			return fail(c, -ETIMEDOUT, "%.100s: the pool does not accept: see its log, or restart it",
 				    path);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /* Starts a pool on demand, also from inside CRIU. */
 #include "spawn.h"
+#include "clock.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -50,14 +51,6 @@ static int __attribute__((format(printf, 3, 4))) fail(char *text, int error, con
 	vsnprintf(text, CUDAPOOL_TEXT_LEN, format, args);
 	va_end(args);
 	return error;
-}
-
-static int64_t now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000ll + ts.tv_nsec / 1000000;
 }
 
 /* 0 if something listens there. */
@@ -351,7 +344,7 @@ static int read_report(int fd, struct report *report, int64_t deadline)
 
 	memset(report, 0, sizeof(*report));
 	while (used < sizeof(*report)) {
-		left = deadline - now_ms();
+		left = deadline - cudapool_now_ms();
 		if (left <= 0)
 			return -ETIMEDOUT;
 		if (poll(&p, 1, (int)left) <= 0)
@@ -373,7 +366,7 @@ static int wait_until_it_listens(const struct sockaddr_un *address, const char *
 	int pidfd = syscall(SYS_pidfd_open, pid, 0), ret;
 	bool ended = pidfd < 0 && errno == ESRCH;
 	struct pollfd p = {.fd = pidfd, .events = POLLIN};
-	int64_t started = now_ms();
+	int64_t started = cudapool_now_ms();
 
 	for (;;) {
 		ret = probe(address);
@@ -385,23 +378,23 @@ static int wait_until_it_listens(const struct sockaddr_un *address, const char *
 			fail(text, ret, "%.100s: %s", address->sun_path, strerror(-ret));
 			break;
 		}
-		if (now_ms() >= deadline && ended) {
+		if (cudapool_now_ms() >= deadline && ended) {
 			ret = fail(text, -EPIPE,
 				   "%.80s ended at once: run '%.40s --foreground --socket %.60s' to see why", daemon,
 				   daemon, address->sun_path);
 			break;
 		}
-		if (now_ms() >= deadline) {
+		if (cudapool_now_ms() >= deadline) {
 			ret = fail(text, -ETIMEDOUT,
 				   "%.80s (process %d) does not listen on %.80s after %lld ms: see its log", daemon,
-				   pid, address->sun_path, (long long)(now_ms() - started));
+				   pid, address->sun_path, (long long)(cudapool_now_ms() - started));
 			break;
 		}
 		if (poll(&p, 1, PROBE_MS) > 0 && !ended) {
 			ended = true; /* it failed, or gave way to a pool that somebody else just started */
 			p.fd = -1;
-			if (deadline > now_ms() + LOST_RACE_MS)
-				deadline = now_ms() + LOST_RACE_MS;
+			if (deadline > cudapool_now_ms() + LOST_RACE_MS)
+				deadline = cudapool_now_ms() + LOST_RACE_MS;
 		}
 	}
 	if (pidfd >= 0)
@@ -430,7 +423,7 @@ static void copy_environment(char **out)
 int cudapool_spawn(const char *daemon, const char *socket, unsigned idle_s, int limit_ms, char *text)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	int64_t deadline = now_ms() + (limit_ms > 0 ? limit_ms : 0);
+	int64_t deadline = cudapool_now_ms() + (limit_ms > 0 ? limit_ms : 0);
 	char found[PATH_MAX], program[PATH_MAX], idle[16], *environment[ENVIRONMENT_MAX + 1];
 	struct report report;
 	int ret, fd;

@@ -12,6 +12,7 @@
 
 #include "wire/options.h"
 #include "wire/spawn.h"
+#include "wire/clock.h"
 
 #undef LOG_PREFIX
 #define LOG_PREFIX "cuda_plugin: "
@@ -20,8 +21,6 @@
 #define DUMP_WAIT_MS     10000 /* for the driver to be warm before a dump begins */
 #define RESTORE_WAIT_MS  30000 /* the same before the processes' own restore */
 #define RELEASE_LIMIT_MS 5000
-#define ON_DEMAND_IDLE_S                                                                                               \
-	600 /* a pool that we started ends after so much idle time, unless CUDAPOOL_IDLE_S says otherwise */
 #define ANSWER_MARGIN_MS 10000 /* for the answer, beyond the pool's own limit for an action */
 #define PAUSE_MARGIN_MS  100   /* the driver's time limit for a lock passes so much before CRIU's alarm */
 #define PAUSE_ANSWER_MS  1000  /* for the answer, beyond what is left of the pause; CRIU aborts 5 s after its alarm */
@@ -32,14 +31,6 @@ static struct cudapool_options options;
 static struct cudapool_client client = {.fd = -1};
 static int stage_now;
 static int64_t pause_deadline; /* 0: no pause, or one without a limit */
-
-static int64_t now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000LL + ts.tv_nsec / 1000000;
-}
 
 const struct cudapool_settings *cudapool_settings(void)
 {
@@ -101,7 +92,7 @@ static int check_welcome(void)
 int cudapool_pool_open(int stage)
 {
 	unsigned int wait_ms = options.wait_ms;
-	int idle_s = options.source[CUDAPOOL_OPTION_idle_s] ? options.idle_s : ON_DEMAND_IDLE_S;
+	int idle_s = options.source[CUDAPOOL_OPTION_idle_s] ? options.idle_s : CUDAPOOL_SPAWN_IDLE_S;
 	char text[CUDAPOOL_TEXT_LEN];
 	int ret;
 
@@ -182,7 +173,7 @@ const char *cudapool_pool_text(void)
 void cudapool_pool_pausing(unsigned int timeout_s)
 {
 	if (!pause_deadline && timeout_s && cudapool_settings()->pool)
-		pause_deadline = now_ms() + timeout_s * 1000LL;
+		pause_deadline = cudapool_now_ms() + timeout_s * 1000LL;
 }
 
 void cudapool_pool_paused(void)
@@ -192,7 +183,7 @@ void cudapool_pool_paused(void)
 
 unsigned int cudapool_pool_time_left(unsigned int timeout_ms)
 {
-	int64_t left = pause_deadline - now_ms() - PAUSE_MARGIN_MS;
+	int64_t left = pause_deadline - cudapool_now_ms() - PAUSE_MARGIN_MS;
 
 	if (!pause_deadline)
 		return timeout_ms;
@@ -202,7 +193,7 @@ unsigned int cudapool_pool_time_left(unsigned int timeout_ms)
 /* How long to wait for a result, in ms, at most. */
 static int result_limit(enum cudapool_op op)
 {
-	int64_t left = pause_deadline - now_ms();
+	int64_t left = pause_deadline - cudapool_now_ms();
 
 	if (!pause_deadline)
 		return options.action_limit_s * 1000 + ANSWER_MARGIN_MS;

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "cudapool/pool.h"
+#include "wire/clock.h"
 
 #undef LOG_PREFIX
 #define LOG_PREFIX "cuda_plugin: "
@@ -36,14 +37,6 @@ struct tree {
 	struct task *tasks;
 	int count; /* of those that use CUDA */
 };
-
-static int64_t now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000LL + ts.tv_nsec / 1000000;
-}
 
 /* Reaps a thread that was killed; a stop that it reported before is taken along. True: it is gone. */
 static bool reap(int tid)
@@ -76,7 +69,7 @@ static int reap_task(const struct pstree_item *item)
 static void kill_tree(void)
 {
 	const struct timespec pause = {.tv_nsec = 1000000};
-	int64_t deadline = now_ms() + REAP_LIMIT_MS;
+	int64_t deadline = cudapool_now_ms() + REAP_LIMIT_MS;
 	struct pstree_item *item;
 	int left;
 
@@ -91,7 +84,7 @@ static void kill_tree(void)
 				left += reap_task(item);
 		if (!left)
 			return;
-		if (now_ms() > deadline)
+		if (cudapool_now_ms() > deadline)
 			break;
 		nanosleep(&pause, NULL);
 	}
@@ -291,7 +284,7 @@ int cudapool_restore_tree(const struct cudapool_tree_ops *ops)
 	static bool known;
 	static int outcome;
 	struct tree tree = {.ops = ops};
-	int64_t start = now_ms();
+	int64_t start = cudapool_now_ms();
 
 	if (known)
 		return outcome;
@@ -305,7 +298,7 @@ int cudapool_restore_tree(const struct cudapool_tree_ops *ops)
 		       "and can be restored again\n");
 		kill_tree();
 	} else {
-		pr_info("GPU state of %d process(es) restored in %lld ms\n", tree.count, (long long)(now_ms() - start));
+		pr_info("GPU state of %d process(es) restored in %lld ms\n", tree.count, (long long)(cudapool_now_ms() - start));
 	}
 	xfree(tree.tasks);
 	return outcome;

@@ -22,6 +22,8 @@
 
 #include "pagemap_scan.h" /* last: it defines what the system's headers do not */
 
+#include "wire/clock.h"
+
 #undef LOG_PREFIX
 #define LOG_PREFIX "cuda_plugin: "
 
@@ -43,14 +45,6 @@ struct scan {
 	unsigned long bytes, runs;
 	bool failed; /* to make the process call madvise() */
 };
-
-static int64_t now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000LL + ts.tv_nsec / 1000000;
-}
 
 static bool read_memory(int pid, unsigned long address, void *to, size_t size)
 {
@@ -148,7 +142,7 @@ static void look(struct scan *scan, unsigned long address, const uint64_t *pagem
 
 static bool over(const struct scan *scan)
 {
-	return scan->failed || now_ms() > scan->deadline;
+	return scan->failed || cudapool_now_ms() > scan->deadline;
 }
 
 /* How much from `start` on is not there, in whole blocks: an area of terabytes may hold little. */
@@ -309,7 +303,7 @@ static const char *keeps_all(int pid, int tid)
 int cudapool_drop_zero_pages(int pid, int tid)
 {
 	struct scan scan = {.pid = pid, .pagemap = -1, .page = sysconf(_SC_PAGESIZE)};
-	int64_t start_ms = now_ms();
+	int64_t start_ms = cudapool_now_ms();
 	unsigned long start, end, executable = 0;
 	const char *why = keeps_all(pid, tid);
 	size_t size = 0;
@@ -349,7 +343,7 @@ int cudapool_drop_zero_pages(int pid, int tid)
 			look_through(&scan, start, end);
 
 	pr_info("%lu MiB of zero pages of pid %d left out, %lu runs, in %lld ms\n", scan.bytes >> 20, pid, scan.runs,
-		(long long)(now_ms() - start_ms));
+		(long long)(cudapool_now_ms() - start_ms));
 	if (scan.failed)
 		pr_err("The restore thread %d of pid %d did not come back from madvise()\n", tid, pid);
 out:

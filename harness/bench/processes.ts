@@ -220,3 +220,17 @@ export async function dumpWorkload(run: CriuRun, workload: Workload): Promise<nu
 
 export const restoreWorkload = (run: CriuRun, workload: Workload): Promise<TimedRestore> =>
   timeRestore(workload, () => criuRestore(run), run.timeoutMs);
+
+/** Starts a workload, keeps what it answers, and dumps it; what fails leaves no process. */
+export async function checkpointed(run: CriuRun, options: WorkloadOptions): Promise<Dumped> {
+  const workload = await startWorkload(options);
+  try {
+    const { answers } = await askWorkload(workload);
+    checkAnswers(workload, answers);
+    await dumpWorkload(run, workload);
+    return { workload, answers };
+  } catch (thrown) {
+    await endTree(workload.pid);
+    throw thrown;
+  }
+}

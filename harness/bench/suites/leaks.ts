@@ -7,15 +7,7 @@ import { driverMemory } from '../../driver/index.ts';
 import { CudapoolError } from '../../errors.ts';
 import type { Bed } from '../bed.ts';
 import type { Experiment } from '../experiment.ts';
-import {
-  askWorkload,
-  checkAnswers,
-  type Dumped,
-  dumpWorkload,
-  endTree,
-  restoreWorkload,
-  startWorkload,
-} from '../processes.ts';
+import { checkAnswers, checkpointed, type Dumped, endTree, restoreWorkload } from '../processes.ts';
 import { type Observations, samples } from '../record.ts';
 import { slope, summarize } from '../stats.ts';
 import type { Suite, SuiteOptions } from '../suite.ts';
@@ -98,16 +90,7 @@ function experiment({ bed, memoryMib = 0 }: SuiteOptions): Experiment {
     ],
     prepare: async () => {
       await bed.pool.on();
-      if (dumped !== undefined) return;
-      const workload = await startWorkload({ dir: join(bed.scratch, 'leaks-app'), env: bed.env, memoryMib });
-      try {
-        const { answers } = await askWorkload(workload);
-        checkAnswers(workload, answers);
-        await dumpWorkload(run, workload);
-        dumped = { workload, answers };
-      } finally {
-        if (dumped === undefined) await endTree(workload.pid);
-      }
+      dumped ??= await checkpointed(run, { dir: join(bed.scratch, 'leaks-app'), env: bed.env, memoryMib });
     },
     run: async () => {
       if (dumped === undefined) throw new CudapoolError('ERR_CUDAPOOL_WORKLOAD', 'there is no checkpoint');

@@ -5,15 +5,7 @@ import { join } from 'node:path';
 import { criuLogFile } from '../../adapters/criu-run.ts';
 import { CudapoolError } from '../../errors.ts';
 import type { Experiment } from '../experiment.ts';
-import {
-  askWorkload,
-  checkAnswers,
-  type Dumped,
-  dumpWorkload,
-  endTree,
-  restoreWorkload,
-  startWorkload,
-} from '../processes.ts';
+import { checkAnswers, checkpointed, type Dumped, endTree, restoreWorkload } from '../processes.ts';
 import type { Suite, SuiteOptions } from '../suite.ts';
 
 const PROCESSES = 4;
@@ -64,21 +56,12 @@ function experiment({ bed, memoryMib = bed.driver === 'gpu' ? 4096 : 64 }: Suite
     // One checkpoint for all runs: what differs is the restore alone.
     prepare: async () => {
       await bed.pool.on();
-      if (dumped !== undefined) return;
-      const workload = await startWorkload({
+      dumped ??= await checkpointed(bed.criu('pool', images), {
         dir: join(bed.scratch, 'tree-app'),
         env: bed.env,
         memoryMib,
         processes: PROCESSES,
       });
-      try {
-        const { answers } = await askWorkload(workload);
-        checkAnswers(workload, answers);
-        await dumpWorkload(bed.criu('pool', images), workload);
-        dumped = { workload, answers };
-      } finally {
-        if (dumped === undefined) await endTree(workload.pid);
-      }
     },
     run: async (variant) => {
       if (dumped === undefined) throw new CudapoolError('ERR_CUDAPOOL_WORKLOAD', 'there is no checkpoint');
