@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /* The restore thread: locks, checkpoints, restores and unlocks this process when another one asks. */
 #include "page.h"
+#include "backing.h"
 
 #include <errno.h>
 #include <string.h>
@@ -56,7 +57,7 @@ static CUresult unlock(void)
 	return CUDA_SUCCESS;
 }
 
-/* ALLOC: the pages themselves go to another address and back; nothing is copied. */
+/* ALLOC, ORDERED: the pages themselves go to another address and back; nothing is copied. */
 static int range_stage(struct softcuda_range *range)
 {
 	void *staged = mremap(range->alias, range->counted, range->counted, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL);
@@ -80,32 +81,45 @@ static int range_unstage(struct softcuda_range *range)
 }
 
 /* What was never written stays a hole. */
-static int physical_stage(struct softcuda_physical *physical)
+static int content_read(int fd, char *to, size_t bytes)
 {
-	off_t from, to;
+	off_t from, end;
 	ssize_t size;
-	char *staged;
 
-	staged = mmap(NULL, physical->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (staged == MAP_FAILED)
-		return -errno;
-	for (from = 0; (from = lseek(physical->fd, from, SEEK_DATA)) >= 0 && from < (off_t)physical->size; from = to) {
-		to = lseek(physical->fd, from, SEEK_HOLE);
-		if (to < 0 || to > (off_t)physical->size)
-			to = physical->size;
-		for (; from < to; from += size) {
-			size_t part = to - from < 64 << 20 ? to - from : 64 << 20;
-
-			size = pread(physical->fd, staged + from, part, from);
-			if (size <= 0) {
-				munmap(staged, physical->size);
+	for (from = 0; (from = lseek(fd, from, SEEK_DATA)) >= 0 && from < (off_t)bytes; from = end) {
+		end = lseek(fd, from, SEEK_HOLE);
+		if (end < 0 || end > (off_t)bytes)
+			end = bytes;
+		for (; from < end; from += size) {
+			size = pread(fd, to + from, end - from < 64 << 20 ? end - from : 64 << 20, from);
+			if (size <= 0)
 				return -EIO;
-			}
 			progress();
 		}
 	}
-	close(physical->fd);
-	physical->fd = -1;
+	return 0;
+}
+
+/* Its mappings are gone. */
+static int physical_stage(struct softcuda_physical *physical)
+{
+	int fd, error;
+	char *staged;
+
+	if (physical->staged)
+		return 0;
+	staged = mmap(NULL, physical->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (staged == MAP_FAILED)
+		return -errno;
+	fd = softcuda_backing_fd(&physical->backing);
+	error = fd < 0 ? fd : content_read(fd, staged, physical->size);
+	if (fd >= 0)
+		close(fd);
+	if (error) {
+		munmap(staged, physical->size);
+		return error;
+	}
+	softcuda_backing_end(&physical->backing);
 	physical->staged = staged;
 	return 0;
 }
@@ -115,52 +129,67 @@ static bool all_zero(const char *page)
 	return !page[0] && !memcmp(page, page + 1, SOFTCUDA_PAGE_SIZE - 1);
 }
 
-static int physical_unstage(struct softcuda_physical *physical)
+static int content_write(int fd, const char *from, size_t bytes)
 {
 	size_t at = 0, end;
-	int fd;
 
-	if (!physical->staged)
-		return 0;
-	fd = softcuda_physical_fd(physical->size, physical->device);
-	if (fd < 0)
-		return fd;
-	while (at < physical->size) {
-		if (all_zero(physical->staged + at)) {
+	while (at < bytes) {
+		if (all_zero(from + at)) {
 			at += SOFTCUDA_PAGE_SIZE;
 			continue;
 		}
-		for (end = at; end < physical->size && end - at < 64ul << 20 && !all_zero(physical->staged + end);)
+		for (end = at; end < bytes && end - at < 64ul << 20 && !all_zero(from + end);)
 			end += SOFTCUDA_PAGE_SIZE;
-		for (; at < end;) {
-			ssize_t size = pwrite(fd, physical->staged + at, end - at, at);
+		while (at < end) {
+			ssize_t size = pwrite(fd, from + at, end - at, at);
 
-			if (size <= 0) {
-				close(fd);
+			if (size <= 0)
 				return -ENOMEM;
-			}
 			at += size;
 		}
 		progress();
 	}
-	munmap(physical->staged, physical->size);
-	physical->staged = NULL;
-	physical->fd = fd;
 	return 0;
 }
 
-static uint64_t counted_on(int device)
+static int physical_unstage(struct softcuda_physical *physical)
 {
-	struct softcuda_physical *physical;
+	int fd, error;
+
+	if (!physical->staged)
+		return 0;
+	if (softcuda_backing_make(&physical->backing, physical->size, physical->device))
+		return -ENOMEM;
+	fd = softcuda_backing_fd(&physical->backing);
+	error = fd < 0 ? fd : content_write(fd, physical->staged, physical->size);
+	if (fd >= 0)
+		close(fd);
+	if (error) {
+		softcuda_backing_end(&physical->backing);
+		return error;
+	}
+	munmap(physical->staged, physical->size);
+	physical->staged = NULL;
+	return 0;
+}
+
+static bool plain(const struct softcuda_range *range)
+{
+	return range->kind == SOFTCUDA_ALLOC || range->kind == SOFTCUDA_ORDERED;
+}
+
+/* Bytes of a device that the process has: those that are one process's alone, and mapped ones. */
+static uint64_t counted_on(unsigned device, bool mapped_too)
+{
 	uint64_t sum = 0;
 
 	for (size_t i = 0; i < softcuda_range_count; i++) {
-		if (softcuda_ranges[i]->kind == SOFTCUDA_ALLOC && softcuda_ranges[i]->device == device)
+		if (plain(softcuda_ranges[i]) && softcuda_ranges[i]->device == (int)device)
 			sum += softcuda_ranges[i]->counted;
 	}
-	for (physical = softcuda_physicals; physical; physical = physical->next) {
-		if (physical->device == device && physical->counted)
-			sum += physical->size;
+	for (uint32_t i = 0; mapped_too && i < softcuda_physical_places; i++) {
+		if (softcuda_physicals[i] && softcuda_physicals[i]->device == (int)device)
+			sum += softcuda_physicals[i]->size;
 	}
 	return sum;
 }
@@ -170,47 +199,71 @@ static uint64_t counted(void)
 	uint64_t sum = 0;
 
 	for (unsigned device = 0; device < softcuda_config.devices; device++)
-		sum += counted_on(device);
+		sum += counted_on(device, true);
 	return sum;
 }
 
 /* Everything into host memory, or everything back: each goes on where the other stopped half way. */
 static int stage_all(void)
 {
-	struct softcuda_physical *physical;
-	struct softcuda_piece *piece;
 	int error = 0;
 
 	for (size_t i = 0; i < softcuda_range_count && !error; i++) {
 		struct softcuda_range *range = softcuda_ranges[i];
 
-		if (range->kind == SOFTCUDA_ALLOC)
+		if (plain(range))
 			error = range_stage(range);
-		for (piece = range->pieces; piece && !error; piece = piece->next)
-			error = softcuda_piece_unmap(range, piece);
+		for (unsigned piece = 0; piece < range->piece_count && !error; piece++)
+			error = softcuda_piece_unmap(range, &range->pieces[piece]);
 	}
-	for (physical = softcuda_physicals; physical && !error; physical = physical->next)
-		error = physical_stage(physical);
+	for (uint32_t i = 0; i < softcuda_physical_places && !error; i++) {
+		if (softcuda_physicals[i])
+			error = physical_stage(softcuda_physicals[i]);
+	}
 	return error;
 }
 
 static int unstage_all(void)
 {
-	struct softcuda_physical *physical;
-	struct softcuda_piece *piece;
 	int error = 0;
 
-	for (physical = softcuda_physicals; physical && !error; physical = physical->next)
-		error = physical_unstage(physical);
+	for (uint32_t i = 0; i < softcuda_physical_places && !error; i++) {
+		if (softcuda_physicals[i])
+			error = physical_unstage(softcuda_physicals[i]);
+	}
 	for (size_t i = 0; i < softcuda_range_count && !error; i++) {
 		struct softcuda_range *range = softcuda_ranges[i];
 
-		if (range->kind == SOFTCUDA_ALLOC)
+		if (plain(range))
 			error = range_unstage(range);
-		for (piece = range->pieces; piece && !error; piece = piece->next)
-			error = softcuda_piece_map(range, piece);
+		for (unsigned piece = 0; piece < range->piece_count && !error; piece++)
+			error = softcuda_piece_map(range, &range->pieces[piece]);
 	}
 	return error;
+}
+
+/* Measured: what is another process's memory is checkpointed, and then cannot be restored. */
+static bool imported_any(void)
+{
+	for (uint32_t i = 0; i < softcuda_physical_places; i++) {
+		if (softcuda_physicals[i] && softcuda_physicals[i]->imported)
+			return true;
+	}
+	return false;
+}
+
+/* The same is true of peer access; mapped memory that is open to another device is taken to be such. */
+static bool peers_any(void)
+{
+	for (size_t i = 0; i < softcuda_range_count; i++) {
+		for (unsigned piece = 0; piece < softcuda_ranges[i]->piece_count; piece++) {
+			struct softcuda_piece *mapped = &softcuda_ranges[i]->pieces[piece];
+
+			if (mapped->readable & ~(1u << mapped->physical->device))
+				return true;
+		}
+	}
+	return atomic_load(&softcuda_peer_links);
 }
 
 static CUresult checkpoint(void)
@@ -270,7 +323,7 @@ static CUresult memory_take_all(void)
 	CUresult result = CUDA_SUCCESS;
 
 	for (unsigned i = 0; i < softcuda_config.devices && result == CUDA_SUCCESS; i++) {
-		uint64_t bytes = counted_on(i);
+		uint64_t bytes = counted_on(i, false);
 
 		if (bytes)
 			result = softcuda_memory_take(softcuda_devices[i].host_index, bytes);
@@ -285,8 +338,10 @@ static CUresult restore(void)
 	unsigned used = 0;
 	bool cold;
 
-	if (atomic_load(&softcuda_peer_links))
-		return CUDA_ERROR_INVALID_VALUE; /* measured: such a process is lost */
+	if (peers_any())
+		return CUDA_ERROR_INVALID_VALUE;
+	if (imported_any())
+		return CUDA_ERROR_NOT_SUPPORTED;
 	result = devices_place();
 	if (result != CUDA_SUCCESS)
 		return result;

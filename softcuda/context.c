@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /* Contexts: created and primary ones, and each thread's stack of current contexts. */
-#include "internal.h"
+#include "graph.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -496,9 +496,20 @@ CUresult do_cuCtxGetApiVersion(CUcontext handle, unsigned int *version)
 	return result;
 }
 
+static CUresult synchronize(struct CUctx_st *ctx)
+{
+	CUresult result = softcuda_capture_context(ctx);
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	result = softcuda_context_wait(ctx);
+	softcuda_pools_settle();
+	return result;
+}
+
 CUresult do_cuCtxSynchronize(void)
 {
-	return softcuda_context_wait(softcuda_current());
+	return synchronize(softcuda_current());
 }
 
 CUresult do_cuCtxSynchronize_v2(CUcontext handle)
@@ -506,7 +517,7 @@ CUresult do_cuCtxSynchronize_v2(CUcontext handle)
 	struct CUctx_st *ctx;
 	CUresult result = context_or_current(handle, &ctx);
 
-	return result ? result : softcuda_context_wait(ctx);
+	return result ? result : synchronize(ctx);
 }
 
 CUresult do_cuCtxGetLimit(size_t *value, CUlimit limit)
@@ -562,36 +573,4 @@ CUresult do_cuCtxGetExecAffinity(CUexecAffinityParam *affinity, CUexecAffinityTy
 	if (!affinity || type != CU_EXEC_AFFINITY_TYPE_SM_COUNT)
 		return CUDA_ERROR_INVALID_VALUE;
 	return CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY;
-}
-
-CUresult do_cuCtxEnablePeerAccess(CUcontext handle, unsigned int flags)
-{
-	struct CUctx_st *ctx = softcuda_current(), *peer = softcuda_context(handle);
-
-	if (flags)
-		return CUDA_ERROR_INVALID_VALUE;
-	if (!peer)
-		return CUDA_ERROR_INVALID_CONTEXT;
-	if (peer->device == ctx->device)
-		return CUDA_ERROR_PEER_ACCESS_UNSUPPORTED;
-	if (ctx->peers & 1u << peer->device)
-		return CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED;
-	if (!ctx->peers)
-		atomic_fetch_add(&softcuda_peer_links, 1);
-	ctx->peers |= 1u << peer->device;
-	return CUDA_SUCCESS;
-}
-
-CUresult do_cuCtxDisablePeerAccess(CUcontext handle)
-{
-	struct CUctx_st *ctx = softcuda_current(), *peer = softcuda_context(handle);
-
-	if (!peer)
-		return CUDA_ERROR_INVALID_CONTEXT;
-	if (!(ctx->peers & 1u << peer->device))
-		return CUDA_ERROR_PEER_ACCESS_NOT_ENABLED;
-	ctx->peers &= ~(1u << peer->device);
-	if (!ctx->peers)
-		atomic_fetch_sub(&softcuda_peer_links, 1);
-	return CUDA_SUCCESS;
 }

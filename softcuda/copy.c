@@ -23,87 +23,89 @@ static CUresult submit(const struct softcuda_op *op, CUstream handle, bool wait)
 	return wait ? softcuda_submit_and_wait(stream, op) : softcuda_submit(stream, op);
 }
 
+/*
+ * From pageable host memory an asynchronous copy returns when the source may be used again, and to it when the data
+ * are there; captured, it must stay asynchronous.
+ */
+static bool returns_done(CUstream stream, enum softcuda_where to, enum softcuda_where from)
+{
+	CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+
+	return (to == SOFTCUDA_ON_PAGEABLE || from == SOFTCUDA_ON_PAGEABLE) &&
+	       (do_cuStreamIsCapturing(stream, &status) || status == CU_STREAM_CAPTURE_STATUS_NONE);
+}
+
 /* HOST: pageable memory is welcome there; DEVICE: only what the driver knows. */
 enum side { DEVICE = 0, HOST = 1 };
 
 static CUresult copy(CUdeviceptr to, enum side to_side, CUdeviceptr from, enum side from_side, size_t bytes,
-		     int from_device, CUstream stream, bool wait)
+		     CUstream stream, bool wait)
 {
-	struct softcuda_op op = {.kind = OP_COPY, .copy = {.width = bytes, .height = 1, .depth = 1}};
+	struct softcuda_op op = {.kind = OP_COPY,
+				 .copy = {.to = to,
+					  .from = from,
+					  .to_host = to_side == HOST,
+					  .from_host = from_side == HOST,
+					  .width = bytes,
+					  .height = 1,
+					  .depth = 1}};
 	enum softcuda_where to_where, from_where;
-	int device = softcuda_current()->device;
 
 	if (!bytes)
 		return CUDA_SUCCESS;
-	op.copy.to = softcuda_resolve(to, bytes, true, device, to_side == HOST, &to_where);
-	op.copy.from = softcuda_resolve(from, bytes, false, from_device < 0 ? device : from_device, from_side == HOST,
-					&from_where);
-	if (!op.copy.to || !op.copy.from)
+	if (!softcuda_known(to, bytes, op.copy.to_host, &to_where) ||
+	    !softcuda_known(from, bytes, op.copy.from_host, &from_where))
 		return CUDA_ERROR_INVALID_VALUE;
 	op.copy.gbps = speed(to_where, from_where);
-	/*
-	 * From pageable host memory an asynchronous copy returns when the source may be used again,
-	 * and to it when the data are there; captured, it must stay asynchronous.
-	 */
-	if (!wait && (to_where == SOFTCUDA_ON_PAGEABLE || from_where == SOFTCUDA_ON_PAGEABLE)) {
-		CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
-		CUresult result = do_cuStreamIsCapturing(stream, &status);
-
-		if (result != CUDA_SUCCESS)
-			return result;
-		wait = status == CU_STREAM_CAPTURE_STATUS_NONE;
-	}
-	return submit(&op, stream, wait);
+	return submit(&op, stream, wait || returns_done(stream, to_where, from_where));
 }
 
 CUresult do_cuMemcpy(CUdeviceptr to, CUdeviceptr from, size_t bytes)
 {
-	return copy(to, HOST, from, HOST, bytes, -1, NULL, true);
+	return copy(to, HOST, from, HOST, bytes, NULL, true);
 }
 
 CUresult do_cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream)
 {
-	return copy(to, HOST, from, HOST, bytes, -1, stream, false);
+	return copy(to, HOST, from, HOST, bytes, stream, false);
 }
 
 CUresult do_cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t bytes)
 {
-	return copy(to, DEVICE, (uintptr_t)from, HOST, bytes, -1, NULL, true);
+	return copy(to, DEVICE, (uintptr_t)from, HOST, bytes, NULL, true);
 }
 
 CUresult do_cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t bytes, CUstream stream)
 {
-	return copy(to, DEVICE, (uintptr_t)from, HOST, bytes, -1, stream, false);
+	return copy(to, DEVICE, (uintptr_t)from, HOST, bytes, stream, false);
 }
 
 CUresult do_cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t bytes)
 {
-	return copy((uintptr_t)to, HOST, from, DEVICE, bytes, -1, NULL, true);
+	return copy((uintptr_t)to, HOST, from, DEVICE, bytes, NULL, true);
 }
 
 CUresult do_cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t bytes, CUstream stream)
 {
-	return copy((uintptr_t)to, HOST, from, DEVICE, bytes, -1, stream, false);
+	return copy((uintptr_t)to, HOST, from, DEVICE, bytes, stream, false);
 }
 
 CUresult do_cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes)
 {
-	return copy(to, DEVICE, from, DEVICE, bytes, -1, NULL, true);
+	return copy(to, DEVICE, from, DEVICE, bytes, NULL, true);
 }
 
 CUresult do_cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream)
 {
-	return copy(to, DEVICE, from, DEVICE, bytes, -1, stream, false);
+	return copy(to, DEVICE, from, DEVICE, bytes, stream, false);
 }
 
 static CUresult peer(CUdeviceptr to, CUcontext to_ctx, CUdeviceptr from, CUcontext from_ctx, size_t bytes,
 		     CUstream stream, bool wait)
 {
-	struct CUctx_st *source = softcuda_context(from_ctx);
-
-	if (!softcuda_context(to_ctx) || !source)
+	if (!softcuda_context(to_ctx) || !softcuda_context(from_ctx))
 		return CUDA_ERROR_INVALID_CONTEXT;
-	return copy(to, DEVICE, from, DEVICE, bytes, source->device, stream, wait);
+	return copy(to, DEVICE, from, DEVICE, bytes, stream, wait);
 }
 
 CUresult do_cuMemcpyPeer(CUdeviceptr to, CUcontext to_ctx, CUdeviceptr from, CUcontext from_ctx, size_t bytes)
@@ -126,9 +128,8 @@ struct box {
 	size_t pitch, rows; /* from row to row, in bytes; from slice to slice, in rows; 0: as much as is copied */
 };
 
-/* Where its first byte is, with the whole of it checked, and what it is to the next slice; NULL if it is no such box.
- */
-static void *box_start(struct box *box, const CUDA_MEMCPY3D *c, bool write, size_t *slice, enum softcuda_where *where)
+/* Where its first byte is, with the whole of it checked, and what it is to the next slice; 0 if it is no such box. */
+static CUdeviceptr box_start(struct box *box, const CUDA_MEMCPY3D *c, size_t *slice, enum softcuda_where *where)
 {
 	CUdeviceptr start = box->type == CU_MEMORYTYPE_HOST ? (uintptr_t)box->host : box->device;
 	size_t y, z, rows, bytes;
@@ -138,17 +139,17 @@ static void *box_start(struct box *box, const CUDA_MEMCPY3D *c, bool write, size
 	if (!box->rows)
 		box->rows = c->Height;
 	if (box->pitch < c->WidthInBytes || (c->Depth > 1 && box->rows < c->Height))
-		return NULL;
+		return 0;
 	if (box->type != CU_MEMORYTYPE_HOST && box->type != CU_MEMORYTYPE_DEVICE && box->type != CU_MEMORYTYPE_UNIFIED)
-		return NULL;
+		return 0;
 	if (__builtin_mul_overflow(box->rows, box->pitch, slice) ||
 	    __builtin_mul_overflow(c->Depth - 1, *slice, &bytes) ||
 	    __builtin_mul_overflow(c->Height - 1, box->pitch, &rows) || __builtin_add_overflow(bytes, rows, &bytes) ||
 	    __builtin_add_overflow(bytes, c->WidthInBytes, &bytes) || __builtin_mul_overflow(box->y, box->pitch, &y) ||
 	    __builtin_mul_overflow(box->z, *slice, &z))
-		return NULL;
-	return softcuda_resolve(start + z + y + box->x, bytes, write, softcuda_current()->device,
-				box->type != CU_MEMORYTYPE_DEVICE, where);
+		return 0;
+	start += z + y + box->x;
+	return softcuda_known(start, bytes, box->type != CU_MEMORYTYPE_DEVICE, where) ? start : 0;
 }
 
 static CUresult copy_3d(const CUDA_MEMCPY3D *c, CUstream stream, bool wait)
@@ -168,14 +169,16 @@ static CUresult copy_3d(const CUDA_MEMCPY3D *c, CUstream stream, bool wait)
 	op.copy.width = c->WidthInBytes;
 	op.copy.height = c->Height;
 	op.copy.depth = c->Depth;
-	op.copy.to = box_start(&to, c, true, &op.copy.to_slice, &to_where);
-	op.copy.from = box_start(&from, c, false, &op.copy.from_slice, &from_where);
+	op.copy.to = box_start(&to, c, &op.copy.to_slice, &to_where);
+	op.copy.from = box_start(&from, c, &op.copy.from_slice, &from_where);
 	if (!op.copy.to || !op.copy.from)
 		return CUDA_ERROR_INVALID_VALUE;
+	op.copy.to_host = to.type != CU_MEMORYTYPE_DEVICE;
+	op.copy.from_host = from.type != CU_MEMORYTYPE_DEVICE;
 	op.copy.to_pitch = to.pitch;
 	op.copy.from_pitch = from.pitch;
 	op.copy.gbps = speed(to_where, from_where);
-	return submit(&op, stream, wait || to_where == SOFTCUDA_ON_PAGEABLE || from_where == SOFTCUDA_ON_PAGEABLE);
+	return submit(&op, stream, wait || returns_done(stream, to_where, from_where));
 }
 
 CUresult do_cuMemcpy3D_v2(const CUDA_MEMCPY3D *c)
@@ -241,9 +244,9 @@ static CUresult fill(CUdeviceptr to, size_t pitch, unsigned value, unsigned elem
 	    (height > 1 && pitch < row) || __builtin_mul_overflow(height - 1, pitch, &bytes) ||
 	    __builtin_add_overflow(bytes, row, &bytes))
 		return CUDA_ERROR_INVALID_VALUE;
-	op.fill.to = softcuda_resolve(to, bytes, true, softcuda_current()->device, false, NULL);
-	if (!op.fill.to)
+	if (!softcuda_known(to, bytes, false, NULL))
 		return CUDA_ERROR_INVALID_VALUE;
+	op.fill.to = to;
 	op.fill.count = width;
 	op.fill.height = height;
 	op.fill.pitch = pitch;

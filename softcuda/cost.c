@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#define SPIN_NS 60000u /* a sleep may end so late; costs of single calls are less */
+
 struct softcuda_costs softcuda_costs;
 
 static double *field(const char *name)
@@ -75,8 +77,10 @@ void softcuda_spend(uint64_t start_ns, double ms, uint64_t bytes, double gbps)
 		return;
 	until = start_ns + (uint64_t)(ms * 1e6) + (gbps > 0 ? (uint64_t)(bytes / gbps) : 0);
 	now = softcuda_now_ns();
-	if (until > now)
-		softcuda_sleep_ns(until - now);
+	if (until > now + SPIN_NS)
+		softcuda_sleep_ns(until - now - SPIN_NS);
+	while (softcuda_now_ns() < until)
+		;
 }
 
 __attribute__((visibility("default"))) int softcuda_simulated(void)

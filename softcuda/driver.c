@@ -26,6 +26,8 @@ static void in_child(void)
 
 __attribute__((destructor)) static void at_exit(void)
 {
+	if (atomic_load(&softcuda_phase) == SOFTCUDA_READY)
+		softcuda_physicals_forget();
 	atomic_store(&softcuda_phase, SOFTCUDA_ENDED);
 }
 

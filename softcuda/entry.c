@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /* The exported functions, generated from one table, and the gate that all of them pass. */
-#include "internal.h"
+#include "graph.h"
 
 #include <errno.h>
 
@@ -76,6 +76,22 @@ static bool gated(enum softcuda_api api, enum needs needs)
 	       (api < API_cuCheckpointProcessGetRestoreThreadId || api > API_cuCheckpointProcessUnlock);
 }
 
+/*
+ * Refused while a stream is captured, by its mode and the thread's; those on a stream or an event look for
+ * themselves.
+ */
+static bool unsafe(enum softcuda_api api)
+{
+	static const bool list[SOFTCUDA_API_COUNT] = {
+		[API_cuMemAlloc_v2] = true,        [API_cuMemAllocPitch_v2] = true, [API_cuMemFree_v2] = true,
+		[API_cuMemAllocManaged] = true,    [API_cuMemAllocHost_v2] = true,  [API_cuMemHostAlloc] = true,
+		[API_cuMemFreeHost] = true,        [API_cuMemHostRegister_v2] = true,
+		[API_cuMemHostUnregister] = true,
+	};
+
+	return list[api];
+}
+
 static inline CUresult enter(enum softcuda_api api, enum needs needs)
 {
 	CUresult result = CUDA_SUCCESS;
@@ -89,6 +105,8 @@ static inline CUresult enter(enum softcuda_api api, enum needs needs)
 		gate_enter();
 	if (needs == NEEDS_CONTEXT)
 		result = softcuda_current_check();
+	if (result == CUDA_SUCCESS && unsafe(api) && atomic_load(&softcuda_captures))
+		result = softcuda_capture_unsafe();
 	if (result == CUDA_SUCCESS && atomic_load_explicit(&softcuda_faults_armed, memory_order_relaxed))
 		result = softcuda_fault(api);
 	if (result != CUDA_SUCCESS && gated(api, needs))

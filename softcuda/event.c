@@ -78,25 +78,24 @@ CUresult do_cuEventRecordWithFlags(CUevent handle, CUstream stream_handle, unsig
 	struct softcuda_op op = {.kind = OP_RECORD, .event.event = handle};
 	CUresult result;
 	struct CUstream_st *stream = softcuda_stream(stream_handle, &result);
-	bool known, captured = false;
+	bool captured = false;
 
 	if (!stream)
 		return result;
 	if (flags & ~(unsigned)CU_EVENT_RECORD_EXTERNAL)
 		return CUDA_ERROR_INVALID_VALUE;
 	pthread_mutex_lock(&softcuda_sched_lock);
-	known = event_find(handle) != NULL;
-	if (known) {
+	result = event_find(handle) ? softcuda_capture_legacy(stream, true) : CUDA_ERROR_INVALID_HANDLE;
+	if (result == CUDA_SUCCESS) {
 		captured = stream->capture != CU_STREAM_CAPTURE_STATUS_NONE;
-		handle->captured = captured ? stream->capture_origin : NULL;
-		if (!captured)
+		handle->capture_id = 0;
+		if (captured) /* the order of the graph says what the event would have said */
+			result = softcuda_capture_record(stream, handle);
+		else
 			op.event.generation = ++handle->submitted;
 	}
 	pthread_mutex_unlock(&softcuda_sched_lock);
-	if (!known)
-		return CUDA_ERROR_INVALID_HANDLE;
-	/* Within a capture the order of the graph says what the event would have said. */
-	return captured ? CUDA_SUCCESS : softcuda_submit(stream, &op);
+	return result != CUDA_SUCCESS || captured ? result : softcuda_submit(stream, &op);
 }
 
 CUresult do_cuEventRecord(CUevent event, CUstream stream)
@@ -115,24 +114,14 @@ CUresult do_cuStreamWaitEvent(CUstream stream_handle, CUevent handle, unsigned i
 		return result;
 	if (flags & ~(unsigned)CU_EVENT_WAIT_EXTERNAL)
 		return CUDA_ERROR_INVALID_VALUE;
-	result = CUDA_SUCCESS;
 	pthread_mutex_lock(&softcuda_sched_lock);
-	if (!event_find(handle)) {
-		result = CUDA_ERROR_INVALID_HANDLE;
-	} else if (handle->captured) {
-		struct CUstream_st *origin = handle->captured;
-
-		if (stream->capture == CU_STREAM_CAPTURE_STATUS_NONE) { /* the stream joins the capture */
-			stream->capture = origin->capture;
-			stream->capture_id = origin->capture_id;
-			stream->capture_origin = origin;
-			stream->graph = origin->graph;
-		} else if (stream->capture_origin != origin) {
-			result = CUDA_ERROR_STREAM_CAPTURE_MERGE;
-		}
-	} else if (stream->capture != CU_STREAM_CAPTURE_STATUS_NONE) {
+	result = event_find(handle) ? softcuda_capture_legacy(stream, true) : CUDA_ERROR_INVALID_HANDLE;
+	if (result == CUDA_SUCCESS && handle->capture_id) {
+		result = softcuda_capture_wait(stream, handle);
+	} else if (result == CUDA_SUCCESS && stream->capture != CU_STREAM_CAPTURE_STATUS_NONE) {
+		softcuda_capture_spoil(stream);
 		result = CUDA_ERROR_STREAM_CAPTURE_ISOLATION;
-	} else {
+	} else if (result == CUDA_SUCCESS) {
 		op.event.generation = handle->submitted;
 		wait = handle->done < handle->submitted;
 	}
@@ -140,34 +129,43 @@ CUresult do_cuStreamWaitEvent(CUstream stream_handle, CUevent handle, unsigned i
 	return wait ? softcuda_submit(stream, &op) : result;
 }
 
+/* With the lock held: may the event be asked or waited for? */
+static CUresult event_check(CUevent handle)
+{
+	CUresult result = event_find(handle) ? softcuda_capture_event(handle) : CUDA_ERROR_INVALID_HANDLE;
+
+	return result == CUDA_SUCCESS ? softcuda_capture_unsafe_locked() : result;
+}
+
 CUresult do_cuEventQuery(CUevent handle)
 {
-	CUresult result = CUDA_ERROR_INVALID_HANDLE;
+	CUresult result;
 
 	pthread_mutex_lock(&softcuda_sched_lock);
-	if (event_find(handle))
-		result = handle->captured                    ? CUDA_ERROR_CAPTURED_EVENT
-			 : handle->done >= handle->submitted ? CUDA_SUCCESS
-							     : CUDA_ERROR_NOT_READY;
+	result = event_check(handle);
+	if (result == CUDA_SUCCESS)
+		result = handle->done < handle->submitted ? CUDA_ERROR_NOT_READY : atomic_load(&handle->ctx->error);
 	pthread_mutex_unlock(&softcuda_sched_lock);
 	return result;
 }
 
 CUresult do_cuEventSynchronize(CUevent handle)
 {
-	CUresult result = CUDA_ERROR_INVALID_HANDLE;
+	CUresult result;
 	uint64_t generation;
 
 	pthread_mutex_lock(&softcuda_sched_lock);
-	if (event_find(handle)) {
-		result = handle->captured ? CUDA_ERROR_CAPTURED_EVENT : CUDA_SUCCESS;
+	result = event_check(handle);
+	if (result == CUDA_SUCCESS) {
 		generation = handle->submitted;
 		softcuda_event_get(handle);
-		while (result == CUDA_SUCCESS && handle->done < generation)
+		while (handle->done < generation)
 			softcuda_sched_wait();
 		softcuda_event_put(handle);
 	}
 	pthread_mutex_unlock(&softcuda_sched_lock);
+	if (result == CUDA_SUCCESS)
+		softcuda_pools_settle();
 	return result;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /* A process's place in the device directory: who has the driver open, and how much memory of which device is taken. */
-#include "internal.h"
+#include "hold.h"
+#include "backing.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -17,13 +18,15 @@
  * DIR/state is a table of slots, one a process. A process owns a slot as long as it holds the POSIX record
  * lock on the slot's first byte: those locks are the process's own (a forked child has none), end with
  * it whatever way it ends, and can be asked for across pid namespaces. So a crash gives its memory
- * back: whoever counts finds the slot unlocked. Byte 0 is the lock for changing the table.
+ * back: whoever counts finds the slot unlocked. Byte 0 is the lock for changing the table; the first
+ * place, behind it, counts what is nobody's alone: memory that was exported (backing.c).
  *
  * Without a usable directory the process is alone on its device: always cold, nothing shared.
  *
  * The restore thread comes here: no heap, no stdio, and no lock that a stopped thread could hold.
  */
 #define SLOTS         1024
+#define SHARED        (-1) /* the place before the first slot */
 #define LOCK_LIMIT_MS 5000
 
 struct slot {
@@ -62,13 +65,18 @@ static int record_lock(int command, short type, off_t offset)
 /* The table's lock, waited for with a limit: whoever holds it does so for microseconds. */
 static int table_lock(void)
 {
-	for (unsigned waited = 0; record_lock(F_SETLK, F_WRLCK, 0); waited++) {
-		if (waited == LOCK_LIMIT_MS) {
+	uint64_t deadline = 0, pause_ns = 5000;
+
+	while (record_lock(F_SETLK, F_WRLCK, 0)) {
+		if (!deadline)
+			deadline = softcuda_now_ns() + LOCK_LIMIT_MS * 1000000ull;
+		if (softcuda_now_ns() >= deadline) {
 			softcuda_say("%s/state has been locked for %u s: another process is stuck; remove the file",
 				     softcuda_config.dir, LOCK_LIMIT_MS / 1000);
 			return -EBUSY;
 		}
-		softcuda_sleep_ns(1000000);
+		softcuda_sleep_ns(pause_ns);
+		pause_ns = pause_ns < 1000000 ? 2 * pause_ns : pause_ns;
 	}
 	return 0;
 }
@@ -83,10 +91,32 @@ static bool slot_read(int index, struct slot *slot)
 	return pread(state_fd, slot, sizeof(*slot), slot_offset(index)) == sizeof(*slot);
 }
 
+static void slot_put(int index, const struct slot *slot)
+{
+	if (pwrite(state_fd, slot, sizeof(*slot), slot_offset(index)) != sizeof(*slot))
+		softcuda_say("cannot write %s/state", softcuda_config.dir);
+}
+
 static void slot_write(void)
 {
-	if (slot_index >= 0 && pwrite(state_fd, &mine, sizeof(mine), slot_offset(slot_index)) != sizeof(mine))
-		softcuda_say("cannot write %s/state", softcuda_config.dir);
+	if (slot_index >= 0)
+		slot_put(slot_index, &mine);
+}
+
+/* The first place: what is exported, never less than there is. */
+static void shared_read(struct slot *shared)
+{
+	if (!slot_read(SHARED, shared))
+		memset(shared, 0, sizeof(*shared));
+}
+
+/* Makes it exact. */
+static void shared_look(bool own_too)
+{
+	struct slot shared = {};
+
+	softcuda_backings_look(own_too, shared.used);
+	slot_put(SHARED, &shared);
 }
 
 static int slots_in_file(void)
@@ -118,8 +148,31 @@ static void directory_open(void)
 		fchmod(state_fd, 0666);
 }
 
+/*
+ * Has a process died with the driver open, whose memory nobody has tidied up? With the table's lock: from now on none
+ * has.
+ */
+static bool left_behind(bool forget)
+{
+	static const struct slot nobody;
+	bool found = false;
+	struct slot slot;
+	int index, count;
+
+	count = slots_in_file();
+	for (index = 0; index < count; index++) {
+		if (!slot_read(index, &slot) || !slot.opened_ns || slot_live(index))
+			continue;
+		found = true;
+		if (forget)
+			slot_put(index, &nobody);
+	}
+	return found;
+}
+
 int softcuda_hold_open(bool *cold)
 {
+	bool dead;
 	struct slot other;
 	int index, count;
 
@@ -131,6 +184,7 @@ int softcuda_hold_open(bool *cold)
 		softcuda_hold_close();
 		return -EBUSY;
 	}
+	dead = left_behind(true);
 	count = slots_in_file();
 	for (index = 0; index < count; index++) {
 		if (slot_read(index, &other) && other.opened_ns && slot_live(index))
@@ -145,6 +199,8 @@ int softcuda_hold_open(bool *cold)
 		mine.opened_ns = wall_ns();
 		slot_write();
 	}
+	if (dead)
+		shared_look(true);
 	table_unlock();
 	if (slot_index < 0) {
 		softcuda_say("%s/state has no free slot: more than %u processes", softcuda_config.dir, SLOTS);
@@ -223,57 +279,134 @@ void softcuda_hold_in_child(void)
 /* All that is taken from a device, ours included; a slot whose process is gone counts nothing. */
 static uint64_t used_by_all(int device)
 {
-	uint64_t sum = 0;
 	struct slot slot;
+	uint64_t sum;
 	int index, count;
 
 	if (state_fd < 0)
 		return mine.used[device];
+	shared_read(&slot);
+	sum = slot.used[device] + mine.used[device];
 	count = slots_in_file();
 	for (index = 0; index < count; index++) {
-		if (slot_read(index, &slot) && slot.used[device] && slot_live(index))
+		if (index != slot_index && slot_read(index, &slot) && slot.used[device] && slot_live(index))
 			sum += slot.used[device];
 	}
 	return sum;
 }
 
+static bool shared_any(int device)
+{
+	struct slot shared;
+
+	if (state_fd < 0)
+		return false;
+	shared_read(&shared);
+	return shared.used[device];
+}
+
+CUresult softcuda_table_lock(void)
+{
+	if (state_fd < 0)
+		return CUDA_ERROR_NOT_SUPPORTED;
+	pthread_mutex_lock(&memory_lock);
+	if (!table_lock())
+		return CUDA_SUCCESS;
+	pthread_mutex_unlock(&memory_lock);
+	return CUDA_ERROR_OPERATING_SYSTEM;
+}
+
+void softcuda_table_unlock(void)
+{
+	table_unlock();
+	pthread_mutex_unlock(&memory_lock);
+}
+
+static bool fits(int device, uint64_t bytes)
+{
+	uint64_t used = used_by_all(device);
+
+	return used <= softcuda_config.memory_bytes && bytes <= softcuda_config.memory_bytes - used;
+}
+
+CUresult softcuda_memory_take_locked(int device, uint64_t bytes)
+{
+	if (!fits(device, bytes)) {
+		if (!shared_any(device))
+			return CUDA_ERROR_OUT_OF_MEMORY;
+		shared_look(left_behind(true)); /* some of it may be gone by now */
+		if (!fits(device, bytes))
+			return CUDA_ERROR_OUT_OF_MEMORY;
+	}
+	mine.used[device] += bytes;
+	slot_write();
+	return CUDA_SUCCESS;
+}
+
+void softcuda_memory_give_locked(int device, uint64_t bytes)
+{
+	mine.used[device] -= bytes < mine.used[device] ? bytes : mine.used[device];
+	slot_write(); /* one's own slot, shrinking: no need for the table's lock */
+}
+
+void softcuda_memory_share_locked(int device, uint64_t bytes)
+{
+	struct slot shared;
+
+	shared_read(&shared);
+	shared.used[device] += bytes;
+	slot_put(SHARED, &shared);
+	softcuda_memory_give_locked(device, bytes);
+}
+
+void softcuda_memory_unshare_locked(int device, uint64_t bytes)
+{
+	struct slot shared;
+
+	shared_read(&shared);
+	shared.used[device] -= bytes < shared.used[device] ? bytes : shared.used[device];
+	slot_put(SHARED, &shared);
+}
+
 CUresult softcuda_memory_take(int device, uint64_t bytes)
 {
-	CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
-	uint64_t used;
+	CUresult result = softcuda_table_lock();
 
-	pthread_mutex_lock(&memory_lock);
-	if (state_fd >= 0 && table_lock()) {
-		result = CUDA_ERROR_OPERATING_SYSTEM;
-	} else {
-		used = used_by_all(device);
-		if (used <= softcuda_config.memory_bytes && bytes <= softcuda_config.memory_bytes - used) {
-			mine.used[device] += bytes;
-			if (state_fd >= 0)
-				slot_write();
-			result = CUDA_SUCCESS;
-		}
-		if (state_fd >= 0)
-			table_unlock();
+	if (result == CUDA_ERROR_NOT_SUPPORTED) { /* alone: threads of this process only */
+		pthread_mutex_lock(&memory_lock);
+		result = softcuda_memory_take_locked(device, bytes);
+		pthread_mutex_unlock(&memory_lock);
+	} else if (result == CUDA_SUCCESS) {
+		result = softcuda_memory_take_locked(device, bytes);
+		softcuda_table_unlock();
 	}
-	pthread_mutex_unlock(&memory_lock);
 	return result;
 }
 
 void softcuda_memory_give(int device, uint64_t bytes)
 {
 	pthread_mutex_lock(&memory_lock);
-	mine.used[device] -= bytes < mine.used[device] ? bytes : mine.used[device];
-	if (state_fd >= 0)
-		slot_write(); /* one's own slot, shrinking: no need for the table's lock */
+	softcuda_memory_give_locked(device, bytes);
 	pthread_mutex_unlock(&memory_lock);
 }
 
-void softcuda_memory_info(int device, uint64_t *used)
+CUresult softcuda_memory_info(int device, uint64_t *used)
 {
-	pthread_mutex_lock(&memory_lock);
-	*used = used_by_all(device);
-	pthread_mutex_unlock(&memory_lock);
+	CUresult result = CUDA_SUCCESS;
+
+	if (state_fd < 0 || (!shared_any(device) && !left_behind(false))) {
+		pthread_mutex_lock(&memory_lock);
+		*used = used_by_all(device);
+		pthread_mutex_unlock(&memory_lock);
+		return result;
+	}
+	result = softcuda_table_lock();
+	if (result == CUDA_SUCCESS) {
+		shared_look(left_behind(true));
+		*used = used_by_all(device);
+		softcuda_table_unlock();
+	}
+	return result;
 }
 
 /*

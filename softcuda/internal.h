@@ -93,6 +93,14 @@ extern _Atomic bool softcuda_faults_armed;
 	X(init_more_device_warm_ms)                                                                                    \
 	X(context_ms)                                                                                                  \
 	X(alloc_us)                                                                                                    \
+	X(create_us)                                                                                                   \
+	X(export_us)                                                                                                   \
+	X(import_us)                                                                                                   \
+	X(map_us)                                                                                                      \
+	X(access_us)                                                                                                   \
+	X(release_us)                                                                                                  \
+	X(unmap_us)                                                                                                    \
+	X(ordered_us)                                                                                                  \
 	X(copy_pinned_gbps)                                                                                            \
 	X(copy_pageable_gbps)                                                                                          \
 	X(copy_device_gbps)                                                                                            \
@@ -125,8 +133,8 @@ void softcuda_hold_in_child(void);  /* after fork: close what was inherited */
 bool softcuda_hold_is_warm(void);   /* does a process beside the caller's target have it open, and long enough */
 CUresult softcuda_memory_take(int device, uint64_t bytes);
 void softcuda_memory_give(int device, uint64_t bytes);
-void softcuda_memory_info(int device, uint64_t *used); /* of all processes together */
-void softcuda_uuid(int ordinal, CUuuid *uuid);         /* of this host's device */
+CUresult softcuda_memory_info(int device, uint64_t *used); /* of all processes together */
+void softcuda_uuid(int ordinal, CUuuid *uuid);             /* of this host's device */
 
 /* driver.c */
 enum softcuda_phase {
@@ -180,32 +188,41 @@ extern _Atomic unsigned softcuda_peer_links; /* contexts with peer access */
 enum softcuda_kind {
 	SOFTCUDA_ALLOC = 1, /* cuMemAlloc */
 	SOFTCUDA_RESERVED,  /* cuMemAddressReserve; pieces are mapped into it */
+	SOFTCUDA_ORDERED,   /* of a pool, cuMemAllocAsync */
 	SOFTCUDA_MANAGED,
 	SOFTCUDA_PINNED,
 	SOFTCUDA_REGISTERED,
 };
 
+#define SOFTCUDA_BACKING_NAME 37 /* with its NUL */
+
+struct softcuda_backing { /* backing.c */
+	char *map;        /* all of it, inaccessible: what others are made of */
+	size_t size;
+	int host;         /* the device that it was taken from */
+	bool shared;      /* it was exported, here or by whom it came from */
+	char name[SOFTCUDA_BACKING_NAME];
+};
+
 struct softcuda_physical { /* memory made by cuMemCreate, or imported */
-	struct softcuda_physical *next;
-	uint64_t id; /* the handle */
+	uint64_t id;       /* the handle */
 	size_t size;
 	int device;
-	int fd; /* memfd; -1 while checkpointed */
+	struct softcuda_backing backing; /* no map while checkpointed */
 	CUmemAllocationProp prop;
 	bool imported;
-	bool counted;     /* in the device's used memory: by its creator */
 	unsigned handles; /* how often it must be released */
 	unsigned maps;
 	char *staged; /* its content while checkpointed */
 };
 
-struct softcuda_piece {              /* part of a physical memory mapped into a reservation */
-	struct softcuda_piece *next; /* by rising offset */
+struct softcuda_piece { /* a physical memory mapped into a reservation */
 	size_t offset, size;
-	size_t physical_offset;
 	struct softcuda_physical *physical;
 	uint32_t readable, writable; /* devices, as bits */
 };
+
+struct softcuda_block; /* ordered.c */
 
 struct softcuda_range {
 	CUdeviceptr start;
@@ -219,14 +236,20 @@ struct softcuda_range {
 	void *base;  /* of the mapping that holds both, and its size */
 	size_t span;
 	size_t counted; /* bytes taken from the device */
-	char *staged;   /* ALLOC: content while checkpointed */
-	struct softcuda_piece *pieces;
+	char *staged;   /* ALLOC, ORDERED: content while checkpointed */
+	bool sync_memops;
+	bool freed; /* ALLOC: a stream will free it */
+	struct softcuda_block *block;  /* ORDERED */
+	struct softcuda_piece *pieces; /* RESERVED: by rising offset */
+	unsigned piece_count, piece_room;
 };
 
 extern pthread_rwlock_t softcuda_map_lock;
 extern struct softcuda_range **softcuda_ranges; /* sorted by start; guarded by the lock */
 extern size_t softcuda_range_count;
-extern struct softcuda_physical *softcuda_physicals;
+/* All physical memory, by index; NULL: a free place. Guarded by the lock. */
+extern struct softcuda_physical **softcuda_physicals;
+extern uint32_t softcuda_physical_places;
 
 struct softcuda_range *softcuda_range_find(CUdeviceptr ptr); /* with the lock held */
 int softcuda_range_insert(struct softcuda_range *range);     /* with the lock held for writing */
@@ -235,21 +258,41 @@ void softcuda_range_remove(struct softcuda_range *range);
 int softcuda_range_map(struct softcuda_range *range, size_t size, size_t alignment, CUdeviceptr hint);
 void softcuda_range_unmap(struct softcuda_range *range);
 
-/* vmm.c, also for the restore thread: no heap, no stdio, no lock. 0 (a descriptor) or -errno. */
-int softcuda_physical_fd(size_t size, int device);
+/* The index of the first piece of a reservation that ends behind `offset`. */
+unsigned softcuda_piece_index(const struct softcuda_range *range, size_t offset);
+/* vmm.c, also for the restore thread: no heap, no stdio, no lock. 0 or -errno. */
 int softcuda_piece_map(struct softcuda_range *range, struct softcuda_piece *piece);
 int softcuda_piece_unmap(struct softcuda_range *range, struct softcuda_piece *piece);
+/* The process ends: takes away what else somebody would have to clean up. */
+void softcuda_physicals_forget(void);
 
 enum softcuda_where { SOFTCUDA_ON_DEVICE, SOFTCUDA_ON_PINNED, SOFTCUDA_ON_PAGEABLE };
 /*
- * The host address behind [ptr, ptr + bytes), or NULL if not all of it may be used so by `device`.
- * host_too: an address that the driver does not know is taken as pageable host memory.
+ * Asked when work is submitted: does the driver know all of [ptr, ptr + bytes)? Of a reservation it only asks when
+ * the work is carried out what is mapped there. host_too: an address that it does not know is taken as pageable host
+ * memory.
  */
-void *softcuda_resolve(CUdeviceptr ptr, size_t bytes, bool write, int device, bool host_too,
-		       enum softcuda_where *where);
+bool softcuda_known(CUdeviceptr ptr, size_t bytes, bool host_too, enum softcuda_where *where);
+/*
+ * Asked when work is carried out, with the map's lock held: the host address behind it, or NULL if not all of it may
+ * be used so by the context. copying: by a copy, which may also go through the memory's own device.
+ */
+void *softcuda_reach(CUdeviceptr ptr, size_t bytes, bool write, struct CUctx_st *ctx, bool copying, bool host_too);
 void softcuda_memory_free_all(struct CUctx_st *ctx);
 CUresult softcuda_free_range(CUdeviceptr ptr, enum softcuda_kind kind);
-CUresult softcuda_alloc(CUdeviceptr *ptr, size_t bytes, struct CUctx_st *owner, int device);
+/* Memory of a device at an address of its own, in the map; not to be used before it is complete. */
+CUresult softcuda_range_new(struct softcuda_range **out, size_t bytes, size_t counted, enum softcuda_kind kind,
+			    struct CUctx_st *owner, int device, struct softcuda_block *block);
+void softcuda_range_free(struct softcuda_range *range); /* after it was removed */
+
+/* ordered.c: pools for stream-ordered allocation. */
+void softcuda_ordered_alloc(struct softcuda_block *block); /* what the stream does when it is the block's turn */
+void softcuda_ordered_free(struct softcuda_block *block);
+CUresult softcuda_ordered_free_now(struct softcuda_block *block);
+bool softcuda_ordered_reachable(const struct softcuda_block *block, bool write, struct CUctx_st *ctx, bool copying);
+CUmemoryPool softcuda_ordered_pool(const struct softcuda_block *block);
+/* Something was synchronised: pools let go of what they need not keep. */
+void softcuda_pools_settle(void);
 
 /* stream.c: ordered queues, each with a thread of its own once it is used asynchronously. */
 enum softcuda_op_kind {
@@ -262,7 +305,9 @@ enum softcuda_op_kind {
 	OP_WAIT_EVENT,
 	OP_WRITE_VALUE,
 	OP_WAIT_VALUE,
+	OP_ALLOC,
 	OP_FREE,
+	OP_FREE_PLAIN,
 };
 
 struct softcuda_kernel; /* module.c */
@@ -276,14 +321,14 @@ struct softcuda_op {
 	bool finished;
 	union {
 		struct {
-			char *to;
-			const char *from;
+			CUdeviceptr to, from;
+			bool to_host, from_host;     /* may be pageable */
 			size_t width, height, depth; /* bytes, rows, slices */
 			size_t to_pitch, from_pitch, to_slice, from_slice;
 			double gbps;
 		} copy;
 		struct {
-			char *to;
+			CUdeviceptr to;
 			size_t count, height, pitch;
 			uint32_t value;
 			unsigned element;
@@ -303,12 +348,13 @@ struct softcuda_op {
 			uint64_t generation;
 		} event;
 		struct {
-			volatile void *address;
+			CUdeviceptr address;
 			uint64_t value;
 			unsigned flags;
 			bool wide;
 		} value;
-		CUdeviceptr free;
+		struct softcuda_block *block; /* ALLOC, FREE */
+		CUdeviceptr plain;            /* FREE_PLAIN */
 	};
 };
 
@@ -330,6 +376,9 @@ struct CUstream_st {
 	uint64_t capture_id;
 	struct CUgraph_st *graph;
 	struct CUstream_st *capture_origin;
+	pthread_t capture_thread;      /* of the origin: which began it */
+	uint64_t captured;             /* pieces of work that this stream has captured */
+	struct CUstream_st *joined_to; /* which waits for the last of them */
 };
 
 struct CUevent_st {
@@ -339,10 +388,14 @@ struct CUevent_st {
 	unsigned refs;
 	uint64_t submitted, done;     /* generations */
 	uint64_t time_ns;             /* when the last one was done */
-	struct CUstream_st *captured; /* recorded in a capture of this stream */
+	/* Recorded in a capture, if not 0, in this stream, after so much of its work. */
+	uint64_t capture_id;
+	struct CUstream_st *capture_stream;
+	uint64_t capture_at;
 };
 
 extern pthread_mutex_t softcuda_sched_lock;
+extern struct CUstream_st *softcuda_all_streams; /* of the process, guarded by the lock */
 /* Waits for the next piece of work, of whichever stream, to end; with the lock held. */
 void softcuda_sched_wait(void);
 /* The stream behind a handle (0, legacy, per thread, or created). NULL and *error if it is none. */
@@ -353,6 +406,7 @@ struct CUstream_st *softcuda_default_stream(CUresult *error);
 CUresult softcuda_submit(struct CUstream_st *stream, const struct softcuda_op *op);
 /* The same, and returns when it is done. */
 CUresult softcuda_submit_and_wait(struct CUstream_st *stream, const struct softcuda_op *op);
+/* Of all work submitted so far, whatever is being captured. Returns an error of earlier work. */
 CUresult softcuda_context_wait(struct CUctx_st *ctx);
 void softcuda_streams_end(struct CUctx_st *ctx);
 /* Waits until all streams of the process are idle. 0 or -ETIMEDOUT. */
@@ -361,14 +415,15 @@ void softcuda_event_get(struct CUevent_st *event);
 void softcuda_event_put(struct CUevent_st *event);
 /* ops.c */
 CUresult softcuda_op_run(struct CUctx_st *ctx, struct softcuda_op *op);
-bool softcuda_value_met(const struct softcuda_op *op);
+/* Also true where it can never be met: running it then fails. */
+bool softcuda_value_met(struct CUctx_st *ctx, const struct softcuda_op *op);
 
 /* graph.c */
 struct CUgraph_st *softcuda_graph_new(void);
 int softcuda_graph_add(struct CUgraph_st *graph, const struct softcuda_op *op);
 
 /* module.c */
-CUresult softcuda_kernel_run(const struct softcuda_kernel *kernel, const uint64_t *args, int device);
+CUresult softcuda_kernel_run(const struct softcuda_kernel *kernel, const uint64_t *args, struct CUctx_st *ctx);
 void softcuda_modules_end(struct CUctx_st *ctx);
 
 /* checkpoint.c: the page and the restore thread. */

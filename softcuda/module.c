@@ -16,7 +16,7 @@
 
 struct softcuda_kernel {
 	const char *name;
-	CUresult (*run)(const uint64_t *args, int device);
+	CUresult (*run)(const uint64_t *args, struct CUctx_st *ctx);
 	unsigned sizes[SOFTCUDA_MAX_ARGS]; /* of the parameters; 0 ends them */
 };
 
@@ -35,22 +35,22 @@ struct CUmod_st {
 static pthread_mutex_t modules_lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* The memory a kernel touches is looked up as it runs, so that memory that is gone is an error, not a crash. */
-static void *operand(uint64_t ptr, uint64_t count, size_t size, bool write, int device)
+static void *operand(uint64_t ptr, uint64_t count, size_t size, bool write, struct CUctx_st *ctx)
 {
 	size_t bytes;
 
 	if (ptr % size || __builtin_mul_overflow(count, size, &bytes))
 		return NULL;
-	return softcuda_resolve(ptr, bytes, write, device, false, NULL);
+	return softcuda_reach(ptr, bytes, write, ctx, false, false);
 }
 
-static CUresult cudapool_fill(const uint64_t *args, int device)
+static CUresult cudapool_fill(const uint64_t *args, struct CUctx_st *ctx)
 {
 	uint32_t *word, seed = args[2];
 
 	if (!args[1])
 		return CUDA_SUCCESS;
-	word = operand(args[0], args[1], sizeof(*word), true, device);
+	word = operand(args[0], args[1], sizeof(*word), true, ctx);
 	if (!word)
 		return CUDA_ERROR_ILLEGAL_ADDRESS;
 	for (uint64_t i = 0; i < args[1]; i++)
@@ -58,15 +58,15 @@ static CUresult cudapool_fill(const uint64_t *args, int device)
 	return CUDA_SUCCESS;
 }
 
-static CUresult cudapool_checksum(const uint64_t *args, int device)
+static CUresult cudapool_checksum(const uint64_t *args, struct CUctx_st *ctx)
 {
-	_Atomic uint64_t *out = operand(args[2], 1, sizeof(*out), true, device);
+	_Atomic uint64_t *out = operand(args[2], 1, sizeof(*out), true, ctx);
 	const uint32_t *word;
 	uint64_t sum = 0;
 
 	if (!args[1])
 		return CUDA_SUCCESS;
-	word = operand(args[0], args[1], sizeof(*word), false, device);
+	word = operand(args[0], args[1], sizeof(*word), false, ctx);
 	if (!out || !word)
 		return CUDA_ERROR_ILLEGAL_ADDRESS;
 	for (uint64_t i = 0; i < args[1]; i++)
@@ -75,15 +75,15 @@ static CUresult cudapool_checksum(const uint64_t *args, int device)
 	return CUDA_SUCCESS;
 }
 
-static CUresult cudapool_saxpy(const uint64_t *args, int device)
+static CUresult cudapool_saxpy(const uint64_t *args, struct CUctx_st *ctx)
 {
 	const float *x;
 	float *y, a;
 
 	if (!args[3])
 		return CUDA_SUCCESS;
-	y = operand(args[0], args[3], sizeof(*y), true, device);
-	x = operand(args[1], args[3], sizeof(*x), false, device);
+	y = operand(args[0], args[3], sizeof(*y), true, ctx);
+	x = operand(args[1], args[3], sizeof(*x), false, ctx);
 	if (!x || !y)
 		return CUDA_ERROR_ILLEGAL_ADDRESS;
 	memcpy(&a, &args[2], sizeof(a));
@@ -92,7 +92,7 @@ static CUresult cudapool_saxpy(const uint64_t *args, int device)
 	return CUDA_SUCCESS;
 }
 
-static CUresult cudapool_spin(const uint64_t *args, int device)
+static CUresult cudapool_spin(const uint64_t *args, struct CUctx_st *ctx)
 {
 	uint64_t until = softcuda_now_ns() + args[0];
 
@@ -107,9 +107,16 @@ static const struct softcuda_kernel kernels[] = {
 #undef KERNEL
 };
 
-CUresult softcuda_kernel_run(const struct softcuda_kernel *kernel, const uint64_t *args, int device)
+CUresult softcuda_kernel_run(const struct softcuda_kernel *kernel, const uint64_t *args, struct CUctx_st *ctx)
 {
-	return kernel->run(args, device);
+	CUresult result;
+
+	if (kernel->run == cudapool_spin) /* touches no memory, and may be long */
+		return cudapool_spin(args, ctx);
+	pthread_rwlock_rdlock(&softcuda_map_lock);
+	result = kernel->run(args, ctx);
+	pthread_rwlock_unlock(&softcuda_map_lock);
+	return result;
 }
 
 /* Is there `.entry NAME` in the text? */

@@ -4,40 +4,87 @@
 
 #include <string.h>
 
-static void copy(const struct softcuda_op *op)
+/* What from its first to its last byte it spans. */
+static size_t span(size_t width, size_t height, size_t depth, size_t pitch, size_t slice)
 {
-	uint64_t start = softcuda_now_ns();
-
-	for (size_t slice = 0; slice < op->copy.depth; slice++)
-		for (size_t row = 0; row < op->copy.height; row++)
-			memmove(op->copy.to + slice * op->copy.to_slice + row * op->copy.to_pitch,
-				op->copy.from + slice * op->copy.from_slice + row * op->copy.from_pitch,
-				op->copy.width);
-	softcuda_spend(start, 0, op->copy.width * op->copy.height * op->copy.depth, op->copy.gbps);
+	return (depth - 1) * slice + (height - 1) * pitch + width;
 }
 
-static void fill(const struct softcuda_op *op)
+/*
+ * Memory is looked up when the work is carried out, with the map held still: memory that is gone by then, or closed to
+ * the device, is an error that stays, as on a real one.
+ */
+static CUresult copy(struct CUctx_st *ctx, const struct softcuda_op *op)
 {
-	for (size_t row = 0; row < op->fill.height; row++) {
-		char *to = op->fill.to + row * op->fill.pitch;
+	size_t width = op->copy.width, height = op->copy.height, depth = op->copy.depth;
+	uint64_t start = softcuda_now_ns();
+	const char *from;
+	char *to;
 
-		if (op->fill.element == 1) {
-			memset(to, op->fill.value, op->fill.count);
-		} else if (op->fill.element == 2) {
-			for (size_t i = 0; i < op->fill.count; i++)
-				((uint16_t *)to)[i] = op->fill.value;
-		} else {
-			for (size_t i = 0; i < op->fill.count; i++)
-				((uint32_t *)to)[i] = op->fill.value;
-		}
+	pthread_rwlock_rdlock(&softcuda_map_lock);
+	to = softcuda_reach(op->copy.to, span(width, height, depth, op->copy.to_pitch, op->copy.to_slice), true, ctx,
+			    true, op->copy.to_host);
+	from = softcuda_reach(op->copy.from, span(width, height, depth, op->copy.from_pitch, op->copy.from_slice),
+			      false, ctx, true, op->copy.from_host);
+	for (size_t slice = 0; to && from && slice < depth; slice++)
+		for (size_t row = 0; row < height; row++)
+			memmove(to + slice * op->copy.to_slice + row * op->copy.to_pitch,
+				from + slice * op->copy.from_slice + row * op->copy.from_pitch, width);
+	pthread_rwlock_unlock(&softcuda_map_lock);
+	softcuda_spend(start, 0, width * height * depth, op->copy.gbps);
+	return to && from ? CUDA_SUCCESS : CUDA_ERROR_ILLEGAL_ADDRESS;
+}
+
+static void fill_row(void *to, const struct softcuda_op *op)
+{
+	if (op->fill.element == 1) {
+		memset(to, op->fill.value, op->fill.count);
+	} else if (op->fill.element == 2) {
+		for (size_t i = 0; i < op->fill.count; i++)
+			((uint16_t *)to)[i] = op->fill.value;
+	} else {
+		for (size_t i = 0; i < op->fill.count; i++)
+			((uint32_t *)to)[i] = op->fill.value;
 	}
 }
 
-bool softcuda_value_met(const struct softcuda_op *op)
+static CUresult fill(struct CUctx_st *ctx, const struct softcuda_op *op)
 {
-	uint64_t value =
-		op->value.wide ? *(volatile uint64_t *)op->value.address : *(volatile uint32_t *)op->value.address;
+	size_t width = op->fill.count * op->fill.element;
+	char *to;
 
+	pthread_rwlock_rdlock(&softcuda_map_lock);
+	to = softcuda_reach(op->fill.to, span(width, op->fill.height, 1, op->fill.pitch, 0), true, ctx, true, false);
+	for (size_t row = 0; to && row < op->fill.height; row++)
+		fill_row(to + row * op->fill.pitch, op);
+	pthread_rwlock_unlock(&softcuda_map_lock);
+	return to ? CUDA_SUCCESS : CUDA_ERROR_ILLEGAL_ADDRESS;
+}
+
+/* Reads or, with a value, writes the word that an operation on a value names. */
+static CUresult word(struct CUctx_st *ctx, const struct softcuda_op *op, const uint64_t *write, uint64_t *read)
+{
+	size_t size = op->value.wide ? 8 : 4;
+	volatile void *at;
+
+	pthread_rwlock_rdlock(&softcuda_map_lock);
+	at = softcuda_reach(op->value.address, size, write != NULL, ctx, false, false);
+	if (at && read)
+		*read = op->value.wide ? *(volatile uint64_t *)at : *(volatile uint32_t *)at;
+	if (at && write && op->value.wide)
+		*(volatile uint64_t *)at = *write;
+	else if (at && write)
+		*(volatile uint32_t *)at = *write;
+	pthread_rwlock_unlock(&softcuda_map_lock);
+	return at ? CUDA_SUCCESS : CUDA_ERROR_ILLEGAL_ADDRESS;
+}
+
+bool softcuda_value_met(struct CUctx_st *ctx, const struct softcuda_op *op)
+{
+	uint64_t value;
+
+	if (word(ctx, op, NULL, &value))
+		return true;
 	switch (op->value.flags) {
 	case CU_STREAM_WAIT_VALUE_EQ:
 		return value == op->value.value;
@@ -53,32 +100,44 @@ bool softcuda_value_met(const struct softcuda_op *op)
 
 CUresult softcuda_op_run(struct CUctx_st *ctx, struct softcuda_op *op)
 {
+	CUresult error = atomic_load(&ctx->error);
+	uint64_t ignored;
+
+	/*
+	 * Nothing is carried out any more in a context that has failed; only callbacks learn of it, and memory is
+	 * freed.
+	 */
+	if (error != CUDA_SUCCESS && op->kind != OP_CALLBACK && op->kind != OP_ALLOC && op->kind != OP_FREE &&
+	    op->kind != OP_FREE_PLAIN)
+		return CUDA_SUCCESS;
 	switch (op->kind) {
 	case OP_COPY:
-		copy(op);
-		break;
+		return copy(ctx, op);
 	case OP_FILL:
-		fill(op);
-		break;
+		return fill(ctx, op);
 	case OP_LAUNCH:
-		return softcuda_kernel_run(op->launch.kernel, op->launch.args, ctx->device);
+		return softcuda_kernel_run(op->launch.kernel, op->launch.args, ctx);
 	case OP_HOST:
 		op->host.fn(op->host.data);
 		break;
 	case OP_CALLBACK:
-		op->host.callback(op->host.stream, atomic_load(&ctx->error), op->host.data);
+		op->host.callback(op->host.stream, error, op->host.data);
 		break;
 	case OP_WRITE_VALUE:
-		if (op->value.wide)
-			*(volatile uint64_t *)op->value.address = op->value.value;
-		else
-			*(volatile uint32_t *)op->value.address = op->value.value;
+		return word(ctx, op, &op->value.value, NULL);
+	case OP_WAIT_VALUE:
+		return word(ctx, op, NULL, &ignored);
+	case OP_ALLOC:
+		softcuda_ordered_alloc(op->block);
 		break;
 	case OP_FREE:
-		return softcuda_free_range(op->free, SOFTCUDA_ALLOC);
+		softcuda_ordered_free(op->block);
+		break;
+	case OP_FREE_PLAIN:
+		softcuda_free_range(op->plain, SOFTCUDA_ALLOC);
+		break;
 	case OP_RECORD:
 	case OP_WAIT_EVENT:
-	case OP_WAIT_VALUE:
 		break; /* the scheduler's business */
 	}
 	return CUDA_SUCCESS;

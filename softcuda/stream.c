@@ -22,7 +22,7 @@ pthread_mutex_t softcuda_sched_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t sched_cond;
 static pthread_once_t sched_once = PTHREAD_ONCE_INIT;
 static uint64_t next_stream_id = 1;
-static struct CUstream_st *all_streams;
+struct CUstream_st *softcuda_all_streams;
 static _Atomic unsigned busy; /* streams with unfinished work, process wide */
 
 static pthread_key_t thread_key; /* list of the calling thread's own streams */
@@ -102,7 +102,7 @@ static bool ready(struct CUstream_st *stream, const struct softcuda_op *op)
 	if (op->kind == OP_WAIT_EVENT)
 		return op->event.event->done >= op->event.generation;
 	if (op->kind == OP_WAIT_VALUE)
-		return softcuda_value_met(op);
+		return softcuda_value_met(ctx, op);
 	return true;
 }
 
@@ -110,13 +110,13 @@ static bool ready(struct CUstream_st *stream, const struct softcuda_op *op)
 static void run_head(struct CUstream_st *stream)
 {
 	struct softcuda_op *op = stream->head;
-	CUresult result;
+	CUresult result, none = CUDA_SUCCESS;
 
 	sched_leave();
 	result = softcuda_op_run(stream->ctx, op);
 	sched_enter();
 	if (result != CUDA_SUCCESS)
-		atomic_store(&stream->ctx->error, result);
+		atomic_compare_exchange_strong(&stream->ctx->error, &none, result); /* the first one stays */
 	if (op->kind == OP_RECORD) {
 		if (op->event.generation > op->event.event->done) {
 			op->event.event->done = op->event.generation;
@@ -179,25 +179,15 @@ static struct softcuda_op *append(struct CUstream_st *stream, const struct softc
 	return op;
 }
 
-/* With the lock held. The capture in the calling thread's view, or CUDA_SUCCESS and *captured whether it is one. */
-static CUresult capture(struct CUstream_st *stream, const struct softcuda_op *op, bool *captured)
-{
-	*captured = stream->capture != CU_STREAM_CAPTURE_STATUS_NONE;
-	if (!*captured)
-		return CUDA_SUCCESS;
-	if (stream->capture == CU_STREAM_CAPTURE_STATUS_INVALIDATED)
-		return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
-	return softcuda_graph_add(stream->graph, op) ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
-}
-
 CUresult softcuda_submit(struct CUstream_st *stream, const struct softcuda_op *op)
 {
 	CUresult result;
-	bool captured;
 
 	sched_enter();
-	result = capture(stream, op, &captured);
-	if (!captured) {
+	result = softcuda_capture_legacy(stream, true);
+	if (result == CUDA_SUCCESS && stream->capture != CU_STREAM_CAPTURE_STATUS_NONE) {
+		result = softcuda_capture_op(stream, op);
+	} else if (result == CUDA_SUCCESS) {
 		if (!stream->has_thread && !softcuda_thread(&stream->thread, "softcuda-stream", stream_main, stream))
 			stream->has_thread = true;
 		if (!stream->has_thread || !append(stream, op, false))
@@ -215,18 +205,14 @@ CUresult softcuda_submit_and_wait(struct CUstream_st *stream, const struct softc
 	CUresult result;
 
 	sched_enter();
-	/* Synchronous work cannot be captured; on the legacy stream it spoils the captures of blocking streams. */
-	if (stream->capture != CU_STREAM_CAPTURE_STATUS_NONE) {
-		stream->capture = CU_STREAM_CAPTURE_STATUS_INVALIDATED;
-		sched_leave();
-		return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+	result = softcuda_capture_legacy(stream, true);
+	if (result == CUDA_SUCCESS && stream->capture != CU_STREAM_CAPTURE_STATUS_NONE) {
+		softcuda_capture_spoil(stream);
+		result = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED; /* what is to be waited for cannot be captured */
 	}
-	for (struct CUstream_st *other = stream->ctx->streams; stream->legacy && other; other = other->next) {
-		if (other->capture != CU_STREAM_CAPTURE_STATUS_NONE && !(other->flags & CU_STREAM_NON_BLOCKING)) {
-			other->capture = CU_STREAM_CAPTURE_STATUS_INVALIDATED;
-			sched_leave();
-			return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
-		}
+	if (result != CUDA_SUCCESS) {
+		sched_leave();
+		return result;
 	}
 	op = append(stream, model, true);
 	if (!op) {
@@ -242,34 +228,29 @@ CUresult softcuda_submit_and_wait(struct CUstream_st *stream, const struct softc
 	return result;
 }
 
-static CUresult wait_idle(struct CUctx_st *ctx, struct CUstream_st *only)
+/* With the lock held: for all work submitted by now, of one stream or all of a context. */
+static void wait_idle(struct CUctx_st *ctx, struct CUstream_st *only)
 {
 	struct CUstream_st *stream;
-	uint64_t seq;
+	uint64_t seq = ctx->seq;
 	bool pending;
 
-	sched_enter();
-	seq = ctx->seq;
 	do {
 		pending = false;
 		for (stream = ctx->streams; stream; stream = stream->next) {
 			if (only && stream != only && !(only->legacy && !(stream->flags & CU_STREAM_NON_BLOCKING)))
 				continue;
-			if (stream->capture != CU_STREAM_CAPTURE_STATUS_NONE && stream == only) {
-				stream->capture = CU_STREAM_CAPTURE_STATUS_INVALIDATED;
-				sched_leave();
-				return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
-			}
 			pending |= stream->head && stream->head->seq <= seq;
 		}
 	} while (pending && (sched_wait(0) || true));
-	sched_leave();
-	return atomic_load(&ctx->error);
 }
 
 CUresult softcuda_context_wait(struct CUctx_st *ctx)
 {
-	return wait_idle(ctx, NULL);
+	sched_enter();
+	wait_idle(ctx, NULL);
+	sched_leave();
+	return atomic_load(&ctx->error);
 }
 
 int softcuda_streams_drain(uint64_t deadline_ns)
@@ -299,8 +280,8 @@ static struct CUstream_st *stream_new(struct CUctx_st *ctx, unsigned flags, int 
 	stream->id = next_stream_id++;
 	stream->next = ctx->streams;
 	ctx->streams = stream;
-	stream->all_next = all_streams;
-	all_streams = stream;
+	stream->all_next = softcuda_all_streams;
+	softcuda_all_streams = stream;
 	sched_leave();
 	return stream;
 }
@@ -308,12 +289,20 @@ static struct CUstream_st *stream_new(struct CUctx_st *ctx, unsigned flags, int 
 /* With the lock held. */
 static void stream_unlink(struct CUstream_st *stream)
 {
+	struct CUgraph_st *graph = stream->graph;
 	struct CUstream_st **link;
+
+	if (stream->capture_origin == stream) { /* nobody can end its capture any more */
+		softcuda_capture_end(stream);
+		do_cuGraphDestroy(graph);
+	} else if (stream->capture_origin) {
+		softcuda_capture_spoil(stream);
+	}
 
 	for (link = &stream->ctx->streams; *link != stream; link = &(*link)->next)
 		;
 	*link = stream->next;
-	for (link = &all_streams; *link != stream; link = &(*link)->all_next)
+	for (link = &softcuda_all_streams; *link != stream; link = &(*link)->all_next)
 		;
 	*link = stream->all_next;
 	if (stream->ctx->legacy == stream)
@@ -329,8 +318,6 @@ static void stream_free(struct CUstream_st *stream)
 		sched_leave();
 		pthread_join(stream->thread, NULL);
 	}
-	if (stream->graph)
-		do_cuGraphDestroy(stream->graph);
 	free(stream);
 }
 
@@ -438,7 +425,7 @@ CUresult do_cuStreamDestroy_v2(CUstream handle)
 	struct CUstream_st *stream;
 
 	sched_enter();
-	for (stream = all_streams; stream && stream != handle; stream = stream->all_next)
+	for (stream = softcuda_all_streams; stream && stream != handle; stream = stream->all_next)
 		;
 	if (!stream || stream->legacy) {
 		sched_leave();
@@ -465,9 +452,9 @@ CUresult do_cuStreamQuery(CUstream handle)
 	if (!stream)
 		return result;
 	sched_enter();
-	result = stream->capture != CU_STREAM_CAPTURE_STATUS_NONE ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
-		 : stream->head                                   ? CUDA_ERROR_NOT_READY
-								  : CUDA_SUCCESS;
+	result = softcuda_capture_waiting(stream);
+	if (result == CUDA_SUCCESS)
+		result = stream->head ? CUDA_ERROR_NOT_READY : atomic_load(&stream->ctx->error);
 	sched_leave();
 	return result;
 }
@@ -477,7 +464,17 @@ CUresult do_cuStreamSynchronize(CUstream handle)
 	CUresult result;
 	struct CUstream_st *stream = softcuda_stream(handle, &result);
 
-	return stream ? wait_idle(stream->ctx, stream) : result;
+	if (!stream)
+		return result;
+	sched_enter();
+	result = softcuda_capture_waiting(stream);
+	if (result == CUDA_SUCCESS)
+		wait_idle(stream->ctx, stream);
+	sched_leave();
+	if (result != CUDA_SUCCESS)
+		return result;
+	softcuda_pools_settle();
+	return atomic_load(&stream->ctx->error);
 }
 
 CUresult do_cuStreamAddCallback(CUstream handle, CUstreamCallback callback, void *data, unsigned int flags)
@@ -540,9 +537,9 @@ static CUresult value_op(CUstream handle, CUdeviceptr address, uint64_t value, u
 
 	if (!stream)
 		return result;
-	op.value.address = softcuda_resolve(address, size, kind == OP_WRITE_VALUE, stream->ctx->device, false, NULL);
-	if (!op.value.address || address % size)
+	if (!softcuda_known(address, size, false, NULL) || address % size)
 		return CUDA_ERROR_INVALID_VALUE;
+	op.value.address = address;
 	op.value.value = value;
 	op.value.flags = flags;
 	op.value.wide = wide;

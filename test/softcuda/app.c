@@ -5,9 +5,9 @@
 #include <fcntl.h>
 
 /*
- * app FILE MEBIBYTES [child]: writes to FILE, over and over, one line of a fixed length: a count, and whether what is
- * in device memory is what it must be ("right", "wrong", or an error's number). `child`: with a child process that has
- * no CUDA.
+ * app FILE MEBIBYTES [child|exported]: writes to FILE, over and over, one line of a fixed length: a count, and
+ * whether what is in device memory is what it must be ("right", "wrong", or an error's number). `child`: with a child
+ * process that has no CUDA. `exported`: with a descriptor of its memory open.
  */
 static CUfunction checksum;
 
@@ -23,6 +23,7 @@ static CUresult sum_of(CUdeviceptr ptr, uint64_t words, CUdeviceptr out, uint64_
 int main(int argc, char **argv)
 {
 	CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+				    .requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
 				    .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}};
 	CUmemAccessDesc access = {.location = prop.location, .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
 	CUmemGenericAllocationHandle handle;
@@ -39,7 +40,7 @@ int main(int argc, char **argv)
 		return 2;
 	size = strtoull(argv[2], NULL, 10) << 20;
 	words = size / 4;
-	child = argc > 3;
+	child = argc > 3 && !strcmp(argv[3], "child");
 	must(cuInit(0));
 	if (child && !fork()) {
 		for (;;)
@@ -56,6 +57,8 @@ int main(int argc, char **argv)
 	must(cuMemAddressReserve(&mapped, size, 0, 0, 0));
 	must(cuMemMap(mapped, size, 0, handle, 0));
 	must(cuMemSetAccess(mapped, size, &access, 1));
+	if (argc > 3 && !strcmp(argv[3], "exported"))
+		must(cuMemExportToShareableHandle(&fd, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
 	launch(fill, NULL, (void *[]){&plain, &words, &seeds[0]});
 	launch(fill, NULL, (void *[]){&mapped, &words, &seeds[1]});
 	fd = open(argv[1], O_WRONLY | O_CREAT | O_CLOEXEC, 0644);

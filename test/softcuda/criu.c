@@ -59,14 +59,23 @@ static int inside(char **argv)
 		ok(false, "a /proc of its own: %s", strerror(errno));
 		return tap_end();
 	}
+	if (!ok(app_start(&app, argv[0], device_dir, "4", "exported"), "a CUDA process with exported memory"))
+		return tap_end();
+	snprintf(pid_text, sizeof(pid_text), "%d", app.pid);
+	ok(run(argv[2], dump, 30) != 0, "cannot be dumped while its descriptor is open");
+	ok(app_answers(&app, 5000), "and runs on");
+	app_end(&app);
 	if (!ok(app_start(&app, argv[0], device_dir, "4", "child"), "a CUDA process with a child"))
 		return tap_end();
 	snprintf(pid_text, sizeof(pid_text), "%d", app.pid);
 
 	ok(run(empty, dump, 30) != 0, "a process that has the device cannot be dumped without the plugin");
 	ok(app_answers(&app, 2000), "and runs on");
-	if (!ok(run(argv[2], dump, 30) == 0, "with it, CRIU dumps and kills the tree"))
+	if (!ok(run(argv[2], dump, 30) == 0, "with it, CRIU dumps and kills the tree")) {
 		show_log("dump.log");
+		app_end(&app);
+		kill(-1, SIGKILL);
+	}
 	while (waitpid(-1, NULL, 0) > 0)
 		;
 	for (int round = 1; round <= 3; round++) {

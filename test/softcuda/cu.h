@@ -6,6 +6,8 @@
 #include <cuda.h>
 
 #include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -89,16 +91,14 @@ static inline int in_child(int (*body)(void *), void *arg)
 /* A device directory of this program's own, removed at its end. */
 static char device_dir[64];
 
+static inline int device_dir_remove_one(const char *path, const struct stat *info, int type, struct FTW *where)
+{
+	return remove(path);
+}
+
 static inline void device_dir_remove(void)
 {
-	static const char *const files[] = {"state", "faults", "machine"};
-	char path[128];
-
-	for (size_t i = 0; i < sizeof(files) / sizeof(*files); i++) {
-		snprintf(path, sizeof(path), "%s/%s", device_dir, files[i]);
-		unlink(path);
-	}
-	rmdir(device_dir);
+	nftw(device_dir, device_dir_remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
 static inline void device_dir_make(void)

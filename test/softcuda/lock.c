@@ -9,17 +9,38 @@ static CUcontext ctx;
 static CUfunction spin;
 static _Atomic int calls, stop;
 
+/* One round with mapped memory, which may be checkpointed between any two calls. */
+static CUresult map_round(CUdeviceptr reserved, unsigned value)
+{
+	CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+				    .requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
+				    .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}};
+	CUmemAccessDesc access = {.location = prop.location, .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+	CUmemGenericAllocationHandle handle;
+	unsigned word = 0;
+	CUresult result = cuMemCreate(&handle, 2 << 20, &prop, 0);
+
+	result = result ? result : cuMemMap(reserved, 2 << 20, 0, handle, 0);
+	result = result ? result : cuMemSetAccess(reserved, 2 << 20, &access, 1);
+	result = result ? result : cuMemsetD32(reserved + 4096, value, 1);
+	result = result ? result : cuMemcpyDtoH(&word, reserved + 4096, 4);
+	result = result ? result : cuMemUnmap(reserved, 2 << 20);
+	result = result ? result : cuMemRelease(handle);
+	return result ? result : word == value ? CUDA_SUCCESS : CUDA_ERROR_UNKNOWN;
+}
+
 static void *caller(void *arg)
 {
-	CUdeviceptr ptr;
+	CUdeviceptr ptr, reserved;
 
-	if (cuCtxSetCurrent(ctx))
+	if (cuCtxSetCurrent(ctx) || cuMemAddressReserve(&reserved, 2 << 20, 0, 0, 0))
 		return NULL;
-	while (!stop) {
-		if (!cuMemAlloc(&ptr, 4096) && !cuMemFree(ptr))
-			calls++;
+	for (unsigned round = 0; !stop; round++) {
+		if (cuMemAlloc(&ptr, 4096) || cuMemFree(ptr) || map_round(reserved, round))
+			return NULL;
+		calls++;
 	}
-	return arg;
+	return cuMemAddressFree(reserved, 2 << 20) ? NULL : arg;
 }
 
 int main(void)

@@ -12,10 +12,15 @@ const PROGRAMS = [
   'memory',
   'copies',
   'vmm',
+  'share',
+  'access',
   'stream',
   'graph',
+  'capture',
+  'ordered',
   'lock',
   'checkpoint',
+  'park',
   'fault',
 ] as const;
 
