@@ -29,6 +29,7 @@ union answer {
 	struct cudapool_welcome welcome;
 	struct cudapool_result result;
 	struct cudapool_error error;
+	struct cudapool_found found;
 	char bytes[CUDAPOOL_WIRE_MAX];
 };
 
@@ -77,16 +78,28 @@ static int wait_for(struct cudapool_client *c, short events, int64_t deadline)
 	}
 }
 
-static int send_message(struct cudapool_client *c, struct cudapool_header *h, uint16_t type, size_t length)
+/* `attached`: a descriptor that goes along, and stays the caller's; -1: none. */
+static int send_with(struct cudapool_client *c, struct cudapool_header *h, uint16_t type, size_t length, int attached)
 {
+	union {
+		struct cmsghdr h;
+		char bytes[CMSG_SPACE(sizeof(int))];
+	} control = {.h = {CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS}};
+	struct iovec data = {h, length};
+	struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1};
 	int64_t deadline = deadline_in(ANSWER_LIMIT_MS);
 	int ret;
 
 	if (c->fd < 0)
 		return fail(c, -ENOTCONN, "not connected to a pool");
+	if (attached >= 0) {
+		memcpy(CMSG_DATA(&control.h), &attached, sizeof(attached));
+		message.msg_control = &control;
+		message.msg_controllen = sizeof(control.bytes);
+	}
 	*h = (struct cudapool_header){CUDAPOOL_WIRE_MAGIC, CUDAPOOL_WIRE_VERSION, type, length, c->next_request++};
 	for (;;) {
-		if (send(c->fd, h, length, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0)
+		if (sendmsg(c->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0)
 			return 0;
 		if (errno == EPIPE || errno == ECONNRESET)
 			return fail(c, -errno, "the pool has closed the connection: see its log");
@@ -96,6 +109,11 @@ static int send_message(struct cudapool_client *c, struct cudapool_header *h, ui
 		if (ret)
 			return ret;
 	}
+}
+
+static int send_message(struct cudapool_client *c, struct cudapool_header *h, uint16_t type, size_t length)
+{
+	return send_with(c, h, type, length, -1);
 }
 
 static int other_version(struct cudapool_client *c, union answer *a)
@@ -136,6 +154,9 @@ static int check_message(struct cudapool_client *c, union answer *a, size_t leng
 		break;
 	case CUDAPOOL_MSG_ERROR:
 		wanted = sizeof(a->error);
+		break;
+	case CUDAPOOL_MSG_FOUND:
+		wanted = sizeof(a->found);
 		break;
 	case CUDAPOOL_MSG_REPORT:
 		wanted = length > sizeof(a->h) ? length : 0;
@@ -323,9 +344,9 @@ static int take_result(struct cudapool_client *c, union answer *a, struct cudapo
 	} else if (a->h.type == CUDAPOOL_MSG_RESULT) {
 		*result = a->result;
 		if (result->error > 0 || result->error < -ERRNO_MAX || result->op < CUDAPOOL_OP_STATE ||
-		    result->op > CUDAPOOL_OP_LAST)
-			return fail(c, -EPROTO, "the pool sent an impossible result (op %u, error %d)", result->op,
-				    result->error);
+		    result->op > CUDAPOOL_OP_LAST || result->path > CUDAPOOL_PATH_LAST)
+			return fail(c, -EPROTO, "the pool sent an impossible result (op %u, error %d, path %u)",
+				    result->op, result->error, result->path);
 		tame(result->text, sizeof(result->text));
 	} else {
 		return fail(c, -EPROTO, "the pool sent a message of type %u instead of a result", a->h.type);
@@ -389,6 +410,46 @@ int cudapool_client_release(struct cudapool_client *c, enum cudapool_release_how
 	union answer a;
 
 	return ask(c, &release.h, CUDAPOOL_MSG_RELEASE, sizeof(release), &a, CUDAPOOL_MSG_DONE, limit_ms);
+}
+
+/* One message that FOUND answers, with the descriptor that goes along. */
+static int ask_found(struct cudapool_client *c, struct cudapool_header *h, uint16_t type, size_t length, int attached,
+		     int limit_ms, struct cudapool_found *found)
+{
+	int64_t deadline = deadline_in(limit_ms);
+	union answer a;
+	int ret;
+
+	memset(found, 0, sizeof(*found));
+	ret = send_with(c, h, type, length, attached);
+	if (!ret)
+		ret = receive_answer(c, &a, h->request, CUDAPOOL_MSG_FOUND, deadline);
+	if (ret)
+		return ret;
+	*found = a.found;
+	tame(found->text, sizeof(found->text));
+	if (found->error > 0 || found->error < -ERRNO_MAX)
+		return fail(c, -EPROTO, "the pool looked for images with the impossible error %d", found->error);
+	if (found->error && !found->text[0])
+		return fail(c, -EREMOTEIO, "the pool cannot use the images: %s", strerror(-found->error));
+	memcpy(c->text, found->text, sizeof(c->text));
+	return found->error ? -EREMOTEIO : 0;
+}
+
+int cudapool_client_images(struct cudapool_client *c, struct cudapool_images *images, int directory, int limit_ms,
+			   struct cudapool_found *found)
+{
+	return ask_found(c, &images->h, CUDAPOOL_MSG_IMAGES, sizeof(*images), directory, limit_ms, found);
+}
+
+int cudapool_client_evict(struct cudapool_client *c, const uint8_t *token, enum cudapool_tier tier, int limit_ms,
+			  struct cudapool_found *found)
+{
+	struct cudapool_evict evict = {.tier = tier};
+
+	if (token)
+		memcpy(evict.token, token, sizeof(evict.token));
+	return ask_found(c, &evict.h, CUDAPOOL_MSG_EVICT, sizeof(evict), -1, limit_ms, found);
 }
 
 int cudapool_client_status(struct cudapool_client *c, char *json, size_t size, int limit_ms)

@@ -10,8 +10,8 @@
 /*
  * No thread, no allocation, no output, no dependence beyond libc: it runs inside CRIU, which forks.
  * Every call has a time limit and returns 0 or a negative errno. After an error other than -EREMOTEIO
- * (the action failed), -ETIMEDOUT (nothing came yet), -EBUSY (refused) and -ENOBUFS the connection is of
- * no use any more. `text` always holds a line for people, with the fix where there is one.
+ * (the action failed, the images are of no use), -ETIMEDOUT (nothing came yet), -EBUSY (refused) and -ENOBUFS the
+ * connection is of no use any more. `text` always holds a line for people, with the fix where there is one.
  */
 struct cudapool_client {
 	int fd; /* -1: not connected; close-on-exec */
@@ -51,6 +51,18 @@ int cudapool_client_action(struct cudapool_client *c, enum cudapool_op op, int p
 
 /* RELEASE, answered. With CUDAPOOL_RELEASE_UNDO the pool answers when everything has been given back. */
 int cudapool_client_release(struct cudapool_client *c, enum cudapool_release_how how, int limit_ms);
+
+/*
+ * IMAGES: tells the pool a directory of images, by a descriptor that stays the caller's; fills in the header of
+ * *images. 0 and *found; -EREMOTEIO: nothing may be restored from there, or saved (found->error, and `text`). PREFETCH is
+ * answered when its tier is reached: its limit_ms has to allow for that.
+ */
+int cudapool_client_images(struct cudapool_client *c, struct cudapool_images *images, int directory, int limit_ms,
+			   struct cudapool_found *found);
+
+/* EVICT: of the park with this token (CUDAPOOL_TOKEN_LEN bytes), NULL: of all; as cudapool_client_images(). */
+int cudapool_client_evict(struct cudapool_client *c, const uint8_t *token, enum cudapool_tier tier, int limit_ms,
+			  struct cudapool_found *found);
 
 /* The pool's report, a NUL-ended JSON document, into `json` (CUDAPOOL_WIRE_MAX bytes suffice). */
 int cudapool_client_status(struct cudapool_client *c, char *json, size_t size, int limit_ms);

@@ -23,12 +23,45 @@
 
 #define CUDAPOOL_PAGE_NAME "cudapool-control"
 #define CUDAPOOL_PAGE_MAGIC 0x31504350u /* "PCP1" */
-#define CUDAPOOL_PAGE_VERSION 1
+#define CUDAPOOL_PAGE_VERSION 2
 #define CUDAPOOL_PAGE_SIZE 4096
 
 enum cudapool_page_command {
 	CUDAPOOL_PAGE_PING = 1, /* do nothing: measures the way there and back, and shows that the thread lives */
 	CUDAPOOL_PAGE_WARM = 2, /* warm now, if the process has no context yet; result 0 or a CUresult */
+	/*
+	 * The next two open a channel (wire/channel.h). They are acknowledged as soon as `channel_fd` can be taken, with
+	 * result 0, or with a negative errno if there is nothing to talk about: -EALREADY (parked already, or not
+	 * parked), -ENODATA (no CUDA in this process yet), -EOPNOTSUPP (this process cannot be parked: `reason` says why).
+	 * What happens next, and how it ends, is said on the channel. Arguments: `token`, `limit_ms`.
+	 */
+	CUDAPOOL_PAGE_PARK = 3,
+	CUDAPOOL_PAGE_UNPARK = 4,
+};
+
+enum cudapool_park_state {
+	CUDAPOOL_PARK_OPEN = 0,	     /* the application runs */
+	CUDAPOOL_PARK_CLOSING = 1,   /* the gate is closed or closing, all memory is where it was */
+	CUDAPOOL_PARK_PARKED = 2,    /* the memory is the pool's; `token` names it */
+	CUDAPOOL_PARK_UNPARKING = 3, /* memory is coming back, the gate is closed */
+};
+
+/* Device memory that parking does not take, by kind: the driver's own checkpoint carries it. */
+enum cudapool_left {
+	CUDAPOOL_LEFT_SMALL = 0,   /* allocations below the threshold */
+	CUDAPOOL_LEFT_ORDERED = 1, /* stream-ordered pools that the shim does not stand for */
+	CUDAPOOL_LEFT_MANAGED = 2,
+	CUDAPOOL_LEFT_ARRAY = 3,
+	CUDAPOOL_LEFT_SHARED = 4, /* shared with other processes: legacy IPC, imported or exported handles, multicast */
+	CUDAPOOL_LEFT_REFUSED = 5, /* the driver did not make it exportable */
+	CUDAPOOL_LEFT_KINDS = 6,
+};
+
+#define CUDAPOOL_PAGE_DEVICES 16
+
+struct cudapool_page_device { /* by the ordinal that the process knows the device under */
+	uint8_t uuid[16];     /* by the shim; all zero: no such device */
+	uint64_t evictable;   /* by the pool: bytes of hot memory on it that it would give up for this process */
 };
 
 enum cudapool_warmth { /* how far warming got */
@@ -58,7 +91,38 @@ struct cudapool_page {
 	uint64_t handed_back; /* contexts given to the application warm */
 	uint64_t created;     /* contexts that the application had to create itself */
 	uint64_t resolved;    /* driver functions looked up through the shim */
+
+	/* Parking. */
+	int32_t tid;	       /* of the shim's thread, in its own pid namespace */
+	uint32_t park_state;   /* enum cudapool_park_state: what the shim says; its own truth is in private memory */
+	int32_t channel_fd;    /* of the shim: the end for the pool, while a PARK or UNPARK waits for it; else -1 */
+	uint32_t limit_ms;     /* argument: the shim undoes a PARK by itself if it has not ended by then; at most 600000 */
+	uint8_t token[16];     /* argument of both; the shim keeps that of the park that it is in; all zero: none */
+	uint64_t parked_bytes; /* that the last park took, or that the next would, as of now */
+	uint64_t left_bytes[CUDAPOOL_LEFT_KINDS];
+	/*
+	 * Of the memory that could be parked, what is the pool's still: it was given back, and there was no room to make it
+	 * the process's own. The driver checkpoints a process with such memory and can never restore it: it has to be
+	 * parked first.
+	 */
+	uint64_t imported_bytes;
+	uint64_t held_calls;   /* calls that ever waited at the gate */
+	uint32_t unknown;      /* driver functions that were looked up and that the gate does not know */
+	char unknown_name[60]; /* the first of them; NUL ended */
+	char reason[128];      /* for people, NUL ended: why this process cannot be parked */
+
+	/*
+	 * Memory that the pool could free. An allocation that fails although `evictable` of its device is not zero writes
+	 * `want_device` and `want_bytes`, raises want_seq (release) and wakes it, and waits, within limits, on the futex granted_seq;
+	 * the pool evicts, sets granted_seq to the want_seq that it saw (release) and wakes. Then the shim tries once more.
+	 */
+	uint32_t want_seq;    /* futex */
+	uint32_t granted_seq; /* futex */
+	uint32_t want_device; /* ordinal: an index into `devices` */
+	uint32_t reserved;    /* 0 */
+	uint64_t want_bytes;
+	struct cudapool_page_device devices[CUDAPOOL_PAGE_DEVICES];
 };
-static_assert(sizeof(struct cudapool_page) == 112, "shared with the pool of another build");
+static_assert(sizeof(struct cudapool_page) == 816, "shared with the pool of another build");
 
 #endif

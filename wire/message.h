@@ -26,7 +26,7 @@
 #define CUDAPOOL_SOCKET_DEFAULT "/run/cudapool/cudapoold.sock"
 
 #define CUDAPOOL_WIRE_MAGIC 0x31575043u /* "CPW1" in memory */
-#define CUDAPOOL_WIRE_VERSION 1
+#define CUDAPOOL_WIRE_VERSION 2
 #define CUDAPOOL_WIRE_MAX 16384 /* bytes of the longest message, header included */
 
 #define CUDAPOOL_BUILD_LEN 48 /* bytes, NUL included: version and build id, for people */
@@ -43,6 +43,9 @@ enum cudapool_msg_type {
 	CUDAPOOL_MSG_STOP = 8,	  /* client: end the pool; answered by DONE, refused while it holds anything */
 	CUDAPOOL_MSG_DONE = 9,	  /* pool: a bare header */
 	CUDAPOOL_MSG_ERROR = 10,  /* pool: the request was refused; the connection ends if it cannot be trusted any more */
+	CUDAPOOL_MSG_IMAGES = 11, /* client: a directory, as the message's one descriptor; answered by FOUND */
+	CUDAPOOL_MSG_FOUND = 12,  /* pool: what is in it */
+	CUDAPOOL_MSG_EVICT = 13,  /* client: let go of hot memory; answered by FOUND */
 };
 
 struct cudapool_header {
@@ -102,6 +105,25 @@ struct cudapool_welcome {
 };
 static_assert(sizeof(struct cudapool_welcome) == 360, "wire format");
 
+/*
+ * Parking is part of the actions (../docs/architecture.md):
+ *
+ *   LOCK        parks first, where the process has a shim and CUDAPOOL_PARK is on. A process that cannot be parked is
+ *		 locked as it is, and `text` of the RESULT says why. A park that fails is undone and fails the LOCK.
+ *		 timeout_ms is for both.
+ *   CHECKPOINT  of a parked process ends when its image is complete and has its name
+ *   RESTORE     of a process that was parked first sees to it that its image is there and valid, and that there is GPU
+ *		 memory for it (hot, being loaded, or free after evicting); -ENOMEM, -ENOENT, -EBADMSG, -EXDEV (another GPU)
+ *		 before the driver is asked
+ *   UNLOCK      of a parked process: `value` is the shim's thread, in the pool's pid namespace; 0: nothing is parked
+ *   UNPARK      maps the memory back and opens the gate; the shim's thread must be able to run. After UNLOCK. -EALREADY:
+ *		 nothing is parked
+ *   SHIM	 `value` and path PARKED as after UNLOCK, at any time: for a client that does not know how far it came
+ *
+ * Which step of a LOCK or CHECKPOINT failed is said by `path`: PARKED, the parking or its image; STOCK, the driver's.
+ *
+ * A DROPIN's UNLOCK begins an UNPARK that nobody waits for.
+ */
 enum cudapool_op {
 	CUDAPOOL_OP_STATE = 1,	     /* value: enum cudapool_process_state */
 	CUDAPOOL_OP_RESTORE_TID = 2, /* value: the driver's restore thread */
@@ -110,8 +132,19 @@ enum cudapool_op {
 	CUDAPOOL_OP_RESTORE = 5,
 	CUDAPOOL_OP_UNLOCK = 6,
 	CUDAPOOL_OP_SHIM = 7, /* what the process's shim says of itself, as text (wire/control_page.h) */
+	CUDAPOOL_OP_UNPARK = 8, /* timeout_ms: 0 is the pool's own limit; value: enum cudapool_path */
 };
-#define CUDAPOOL_OP_LAST CUDAPOOL_OP_SHIM
+#define CUDAPOOL_OP_LAST CUDAPOOL_OP_UNPARK
+
+enum cudapool_path { /* the way that parked memory took */
+	CUDAPOOL_PATH_STOCK = 0,    /* none: it was not parked, the driver carries everything */
+	CUDAPOOL_PATH_PARKED = 1,   /* LOCK, CHECKPOINT: parked */
+	CUDAPOOL_PATH_HOT_MOVE = 2, /* UNPARK: the hot memory itself was given */
+	CUDAPOOL_PATH_HOT_COPY = 3, /* a copy of it, made on the GPU */
+	CUDAPOOL_PATH_LOADED = 4,   /* the image was loaded: staged or cold */
+	CUDAPOOL_PATH_RETURNED = 5, /* what was parked went back to the same process: a dump was undone */
+};
+#define CUDAPOOL_PATH_LAST CUDAPOOL_PATH_RETURNED
 
 enum cudapool_process_state { /* the driver's CUprocessState */
 	CUDAPOOL_PROCESS_RUNNING = 0,
@@ -138,15 +171,19 @@ struct cudapool_result {
 	int32_t value;	     /* as the op says */
 	uint32_t elapsed_us; /* spent in the driver's call */
 	uint32_t worker_generation; /* the worker that did it */
-	uint32_t reserved;   /* 0 */
-	char text[CUDAPOOL_TEXT_LEN]; /* why it failed, in words; empty if it did not */
+	uint32_t path;	     /* enum cudapool_path */
+	uint64_t parked_bytes; /* GPU memory that was, or is, parked */
+	uint64_t left_bytes; /* GPU memory that is left to the driver, as far as the shim knows */
+	char text[CUDAPOOL_TEXT_LEN]; /* why it failed, or why nothing was parked, in words; may be empty */
 };
-static_assert(sizeof(struct cudapool_result) == 304, "wire format");
+static_assert(sizeof(struct cudapool_result) == 320, "wire format");
 
 enum cudapool_release_how {
 	CUDAPOOL_RELEASE_WATCH = 0, /* the dump is done and its processes are about to die: give back those that do not */
 	CUDAPOOL_RELEASE_KEEP = 1,  /* leave everything as it is (criu --leave-stopped, a person's cuda-checkpoint) */
 	CUDAPOOL_RELEASE_UNDO = 2,  /* give everything back now; DONE comes when that is done */
+	CUDAPOOL_RELEASE_GO_ON = 3, /* the dump is done and its processes go on (criu --leave-running): as WATCH, but
+				     * what this connection gives back from now on keeps its image */
 };
 
 struct cudapool_release {
@@ -155,6 +192,55 @@ struct cudapool_release {
 	uint32_t reserved; /* 0 */
 };
 static_assert(sizeof(struct cudapool_release) == 24, "wire format");
+
+enum cudapool_images_for {
+	CUDAPOOL_IMAGES_DUMP = 0,     /* images of this connection's parks go here; those of earlier dumps are removed at once */
+	CUDAPOOL_IMAGES_RESTORE = 1,  /* check all, and load what is not hot, while the client does other things */
+	CUDAPOOL_IMAGES_PREFETCH = 2, /* the same for a TOOL: FOUND comes when `tier` is reached */
+};
+
+enum cudapool_tier {
+	CUDAPOOL_TIER_HOT = 0,    /* on the GPU */
+	CUDAPOOL_TIER_STAGED = 1, /* in host memory: the page cache */
+	CUDAPOOL_TIER_COLD = 2,   /* on disk only */
+};
+
+enum cudapool_hot { /* CUDAPOOL_HOT: how a restore takes hot memory */
+	CUDAPOOL_HOT_AUTO = 0, /* moved; copied from the second restore of a checkpoint on, where there is room */
+	CUDAPOOL_HOT_MOVE = 1,
+	CUDAPOOL_HOT_COPY = 2, /* copied, where there is room */
+	CUDAPOOL_HOT_OFF = 3,  /* a dump keeps nothing hot; a restore loads the image even if it is */
+};
+
+struct cudapool_images {
+	struct cudapool_header h;
+	uint32_t purpose;  /* enum cudapool_images_for */
+	uint32_t tier;	   /* PREFETCH: HOT or STAGED */
+	uint32_t sync;	   /* DUMP: CUDAPOOL_SYNC */
+	uint32_t hot;	   /* enum cudapool_hot */
+};
+static_assert(sizeof(struct cudapool_images) == 32, "wire format");
+
+#define CUDAPOOL_TOKEN_LEN 16 /* random bytes */
+
+struct cudapool_evict {
+	struct cudapool_header h;
+	uint8_t token[CUDAPOOL_TOKEN_LEN]; /* of one park; all zero: of all */
+	uint32_t tier; /* where it may stay: STAGED lets go of GPU memory, COLD of the page cache as well */
+	uint32_t reserved; /* 0 */
+};
+static_assert(sizeof(struct cudapool_evict) == 40, "wire format");
+
+struct cudapool_found {
+	struct cudapool_header h;
+	int32_t error;	/* 0; negative errno: nothing may be restored from this directory, `text` says why */
+	uint32_t count; /* images found or begun, or hot parks evicted */
+	uint64_t bytes; /* of GPU memory that they stand for */
+	uint64_t hot_bytes; /* of that on the GPU already, or evicted */
+	uint8_t dump[CUDAPOOL_TOKEN_LEN]; /* the dump that they are of, or begin; all zero: none */
+	char text[CUDAPOOL_TEXT_LEN];
+};
+static_assert(sizeof(struct cudapool_found) == 312, "wire format");
 
 struct cudapool_error {
 	struct cudapool_header h;

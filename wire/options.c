@@ -408,6 +408,24 @@ int cudapool_options_read(struct cudapool_options *o, unsigned readers, bool use
 	return 0;
 }
 
+int cudapool_options_hot(const struct cudapool_options *o, char *text)
+{
+	static const char *const names[] = {
+		[CUDAPOOL_HOT_AUTO] = "auto",
+		[CUDAPOOL_HOT_MOVE] = "move",
+		[CUDAPOOL_HOT_COPY] = "copy",
+		[CUDAPOOL_HOT_OFF] = "off",
+	};
+	size_t i;
+
+	for (i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+		if (!strcmp(o->hot, names[i]))
+			return (int)i;
+	say(text, "CUDAPOOL_HOT is '%s' (%s), allowed is auto, move, copy or off", o->hot,
+	    cudapool_option_source_name(o, CUDAPOOL_OPTION_hot));
+	return -EINVAL;
+}
+
 const char *cudapool_option_source_name(const struct cudapool_options *o, enum cudapool_option option)
 {
 	static const char *const names[] = {"default", "file", "environment"};

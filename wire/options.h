@@ -65,6 +65,9 @@ int cudapool_options_read(struct cudapool_options *o, unsigned readers, bool use
  */
 int cudapool_options_json(const struct cudapool_options *o, char *json, size_t size);
 
+/* enum cudapool_hot (message.h) for the value of CUDAPOOL_HOT; -EINVAL: it is none of those, and `text` says so. */
+int cudapool_options_hot(const struct cudapool_options *o, char *text);
+
 /* "environment", "file" or "default". */
 const char *cudapool_option_source_name(const struct cudapool_options *o, enum cudapool_option option);
 
