@@ -12,6 +12,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "gate.h"
+#define CUDAPOOL_ABI_NO_VERSIONS
+#include "memory.h"
+#include "park.h"
 #include "shim.h"
 
 #define SLEEP_MS 86400000 /* a limit, not a rhythm: what wakes the thread is the futex, or a restore */
@@ -82,6 +86,7 @@ void cudapool_page_make(void)
 	page->size = sizeof(*page);
 	dl_iterate_phdr(visit_build_id, page->build);
 	page->pid = getpid();
+	page->channel_fd = -1;
 	__atomic_store_n(&page->magic, CUDAPOOL_PAGE_MAGIC, __ATOMIC_RELEASE);
 	__atomic_store_n(&cudapool_state.page, page, __ATOMIC_RELEASE);
 }
@@ -118,28 +123,54 @@ static void notice_restore(void)
 		return;
 	cudapool_state.start_time = now;
 	__atomic_fetch_add(&cudapool_state.page->restores, 1, __ATOMIC_RELAXED);
+	if (cudapool_parked()) {
+		cudapool_park_restored(cudapool_state.page);
+		return;
+	}
 	shim_log(CUDAPOOL_LOG_INFO, "this process was restored");
 	if (strcmp(cudapool_options.warm, "never"))
 		cudapool_warm("restore");
+	cudapool_gate_prepare();
+}
+
+/* What the page says of memory is up to date as of each command. */
+static void report(struct cudapool_page *page)
+{
+	if (cudapool_parked())
+		return;
+	cudapool_gate_enter();
+	cudapool_memory_report(page);
+	cudapool_gate_leave();
 }
 
 static void obey(struct cudapool_page *page, uint32_t number)
 {
-	int result;
+	enum cudapool_page_command command = __atomic_load_n(&page->command, __ATOMIC_RELAXED);
+	int result = -ENOSYS;
+	bool talk = false;
 
-	switch (__atomic_load_n(&page->command, __ATOMIC_RELAXED)) {
+	switch (command) {
 	case CUDAPOOL_PAGE_PING:
+		report(page);
 		result = 0;
 		break;
 	case CUDAPOOL_PAGE_WARM:
-		result = cudapool_warm("command");
+		result = cudapool_parked() ? -EBUSY : cudapool_warm("command");
 		break;
-	default:
-		result = -ENOSYS;
+	case CUDAPOOL_PAGE_PARK:
+	case CUDAPOOL_PAGE_UNPARK:
+		result = cudapool_park_prepare(page, command);
+		talk = result == 0;
+		break;
 	}
 	page->result = result;
 	__atomic_store_n(&page->ack_seq, number, __ATOMIC_RELEASE);
 	cudapool_futex_wake(&page->ack_seq, 1);
+	if (!talk)
+		return;
+	cudapool_park_talk(page, command);
+	if (!cudapool_parked())
+		cudapool_gate_prepare(); /* after a restore this had to wait */
 }
 
 void *cudapool_thread(void *unused)
@@ -148,12 +179,15 @@ void *cudapool_thread(void *unused)
 	uint32_t done = 0, number;
 
 	prctl(PR_SET_NAME, "cudapool");
+	page->tid = syscall(SYS_gettid);
 	cudapool_state.start_time = start_time();
 	if (cudapool_state.warm_at_start)
 		cudapool_warm("start");
+	cudapool_gate_prepare(); /* takes the kernel some milliseconds */
 	for (;;) {
 		notice_restore();
-		cudapool_drop();
+		if (!cudapool_parked()) /* else others may be stopped, with locks in their hands */
+			cudapool_drop();
 		number = __atomic_load_n(&page->command_seq, __ATOMIC_ACQUIRE);
 		if (number != done) {
 			obey(page, number);

@@ -41,25 +41,23 @@ bool cudapool_inert;
 
 /* The names, one after another in one object: pointers to them would have to be relocated in every process. */
 static const struct names {
-#define GATED(name)   char name[sizeof(#name)];
-#define WRAPPED(name) char name[sizeof(#name)];
+#define GATED(name) char name[sizeof(#name)];
 #include "functions.def"
-#undef GATED
-#undef WRAPPED
 } names = {
-#define GATED(name)   #name,
-#define WRAPPED(name) #name,
+#define GATED(name) #name,
 #include "functions.def"
-#undef GATED
-#undef WRAPPED
 };
 
 static const uint16_t name_at[CUDAPOOL_FUNCTIONS] = {
-#define GATED(name)   offsetof(struct names, name),
-#define WRAPPED(name) offsetof(struct names, name),
+#define GATED(name) offsetof(struct names, name),
 #include "functions.def"
-#undef GATED
-#undef WRAPPED
+};
+
+/* Those that are known and not intercepted. */
+static const char free_names[][40] = {
+#define GATED(name)
+#define FREE(name) #name,
+#include "functions.def"
 };
 
 static const char *name_of(int fn)
@@ -181,6 +179,16 @@ void *cudapool_driver_function(enum cudapool_function fn)
 	return real;
 }
 
+/* A name in _ptsz or _ptds. */
+static bool is_per_thread(const char *name)
+{
+	const char *end = name;
+
+	while (*end)
+		end++;
+	return end - name > 5 && (!elf_compare(end - 5, "_ptsz") || !elf_compare(end - 5, "_ptds"));
+}
+
 /* What an application gets that looked `fn` up and found the driver's own. */
 static void *hand_out(int fn, void *real)
 {
@@ -188,6 +196,8 @@ static void *hand_out(int fn, void *real)
 
 	__atomic_store_n(&cudapool_real[fn], real, __ATOMIC_RELEASE);
 	cudapool_start();
+	if (is_per_thread(name_of(fn)))
+		cudapool_state.per_thread = true;
 	if (cudapool_state.page)
 		__atomic_fetch_add(&cudapool_state.page->resolved, 1, __ATOMIC_RELAXED);
 	errno = saved_errno;
@@ -233,36 +243,75 @@ static void *lookup(void *handle, const char *name, const char *version, const v
 	return found && handle == RTLD_NEXT ? elf_find_after(caller, name) : found;
 }
 
-/* The function that a lookup may be about, or -1. */
-static int candidate(const char *name)
+/* Is this lookup about a function of the driver? By the look of its name: cuBLAS and its kin go on in lower case. */
+static bool candidate(const char *name)
 {
 	if (!__atomic_load_n(&cudapool_real_dlsym, __ATOMIC_ACQUIRE))
 		find_real();
-	if (cudapool_inert || !name || name[0] != 'c' || name[1] != 'u')
-		return -1;
-	return function_named(name);
+	return !cudapool_inert && name && name[0] == 'c' && name[1] == 'u' && name[2] >= 'A' && name[2] <= 'Z';
+}
+
+static bool is_free(const char *name)
+{
+	size_t i;
+
+	for (i = 0; i < sizeof(free_names) / sizeof(free_names[0]); i++)
+		if (!elf_compare(free_names[i], name))
+			return true;
+	return false;
+}
+
+/* The driver has it, an application looked it up, and we do not know it: a hole in the gate, which the page names. */
+static void note_unknown(const char *name)
+{
+	struct cudapool_page *page = cudapool_state.page;
+	uint32_t hash = 1, i;
+	const char *c;
+
+	if (!page || is_free(name))
+		return;
+	for (c = name; *c; c++)
+		hash = hash * 33 + (unsigned char)*c;
+	for (i = 0; i < CUDAPOOL_UNKNOWN; i++) {
+		uint32_t none = 0;
+
+		if (__atomic_compare_exchange_n(&cudapool_state.unknown[i], &none, hash, false, __ATOMIC_RELAXED,
+						__ATOMIC_RELAXED))
+			break;
+		if (none == hash)
+			return;
+	}
+	if (__atomic_fetch_add(&page->unknown, 1, __ATOMIC_RELAXED))
+		return;
+	for (i = 0; name[i] && i < sizeof(page->unknown_name) - 1; i++)
+		page->unknown_name[i] = name[i];
+}
+
+/* What the application gets instead of what it would find by itself; NULL: that. */
+static void *intercepted(void *handle, const char *name, const char *version, const void *caller)
+{
+	int fn = function_named(name);
+	void *real;
+
+	if (fn < 0 && !__atomic_load_n(&driver_bound, __ATOMIC_ACQUIRE))
+		return NULL;
+	real = lookup(handle, name, version, caller);
+	if (!is_drivers(real))
+		return NULL;
+	if (fn >= 0)
+		return hand_out(fn, real);
+	note_unknown(name);
+	return NULL;
 }
 
 void *cudapool_on_dlsym(void *handle, const char *name, const void *caller)
 {
-	int fn = candidate(name);
-	void *real;
-
-	if (fn < 0 || !cudapool_real_dlsym)
-		return NULL;
-	real = lookup(handle, name, NULL, caller);
-	return is_drivers(real) ? hand_out(fn, real) : NULL;
+	return candidate(name) && cudapool_real_dlsym ? intercepted(handle, name, NULL, caller) : NULL;
 }
 
 void *cudapool_on_dlvsym(void *handle, const char *name, const char *version, const void *caller)
 {
-	int fn = candidate(name);
-	void *real;
-
-	if (fn < 0 || !cudapool_real_dlvsym || !version)
-		return NULL;
-	real = lookup(handle, name, version, caller);
-	return is_drivers(real) ? hand_out(fn, real) : NULL;
+	return candidate(name) && cudapool_real_dlvsym && version ? intercepted(handle, name, version, caller) : NULL;
 }
 
 /*
@@ -305,6 +354,8 @@ static void *replace(const char *symbol, void *address)
 		if ((!*rest || *rest == '_') && cudapool_driver_function(fn) == address)
 			return hand_out(fn, address);
 	}
+	if (candidate(symbol))
+		note_unknown(symbol);
 	return address;
 }
 

@@ -13,22 +13,30 @@
 
 /* Indices into the tables below: cudapool_fn_cuInit and so on. */
 enum cudapool_function {
-#define GATED(name)   cudapool_fn_##name,
-#define WRAPPED(name) cudapool_fn_##name,
+#define GATED(name) cudapool_fn_##name,
 #include "functions.def"
-#undef GATED
-#undef WRAPPED
 	CUDAPOOL_FUNCTIONS
 };
+
+/* A thread's place at the gate, on a cache line of its own (gate.c). */
+#define CUDAPOOL_SLOTS 4096
+struct cudapool_slot {
+	uint32_t depth;   /* calls under way in the thread, one within another. First: stubs.S counts it */
+	uint32_t waiting; /* 1: at the gate */
+	void *self;       /* the thread pointer of the thread that has it; stubs.S compares it */
+	uint32_t tid;     /* of that thread; 0: free */
+} __attribute__((aligned(64)));
 
 /*
  * Everything that belongs to this process and not to its children. It lies in pages that fork leaves
  * zeroed in the child (MADV_WIPEONFORK), so a child starts as if the shim had just been loaded, with every lock free,
  * however it was forked. All zero is the initial state.
  */
+#define CUDAPOOL_UNKNOWN 64 /* names of functions that we do not know, and that are told apart */
 #define CUDAPOOL_STATE_ALIGN 65536 /* the largest page size */
 struct cudapool_state {
-	uint8_t gate;          /* 1: refuse what needs cuInit. First: stubs.S reads it */
+	uint8_t gate;          /* 1: refuse what needs cuInit. The first two: stubs.S reads them, HELD ones both at once */
+	uint8_t closed;        /* enum cudapool_gate_state in gate.h */
 	uint8_t app_inited;    /* the application's own cuInit succeeded */
 	uint8_t started;       /* cudapool_start() was called */
 	uint8_t warm_at_start; /* the thread's first task */
@@ -41,6 +49,10 @@ struct cudapool_state {
 	uint32_t stage;                /* enum warm_stage in warm.c; a futex */
 	int device;                    /* of the warm context, from RUNNING on */
 	bool created_kind;             /* it was made by cuCtxCreate and is not a primary one */
+	struct streams *streams;       /* the application's contexts and streams (streams.h); not inherited */
+	uint32_t streams_lock;         /* of those */
+	bool per_thread;               /* functions were looked up for which stream 0 is the thread's own */
+	struct memory *memory;         /* what is known of GPU memory (pieces.h); not inherited either */
 	void *context;                 /* the warm context */
 	uint64_t contexts;             /* that the application ever had */
 	uint64_t primaries;            /* bit N: the application retained the primary context of device N */
@@ -48,6 +60,14 @@ struct cudapool_state {
 	unsigned long long start_time; /* of this process, as /proc says: a restored process has another */
 	struct cudapool_page *page;    /* never NULL once started: `own_page` where there is no memfd */
 	struct cudapool_page own_page;
+	uint32_t park;         /* enum cudapool_park_state: the truth, of which the page has a copy */
+	uint8_t token[16];     /* of the park that the process is in */
+	uint32_t unknown[CUDAPOOL_UNKNOWN]; /* driver functions that were looked up and are not in our table, as hashes */
+	uint32_t gate_turn;    /* rises when calls that wait at the gate may pass; a futex */
+	bool gate_careful;     /* the kernel refuses membarrier */
+	uint32_t unparkable;   /* a thread found no slot, or a stream no note: parking is not safe any more */
+	uint32_t slots_used;   /* no slot from here on was ever taken */
+	struct cudapool_slot slots[CUDAPOOL_SLOTS];
 } __attribute__((aligned(CUDAPOOL_STATE_ALIGN)));
 extern struct cudapool_state cudapool_state;
 

@@ -3,6 +3,10 @@
 #ifndef CUDAPOOL_PRELOAD_STUB_SIZE_H
 #define CUDAPOOL_PRELOAD_STUB_SIZE_H
 
-#define CUDAPOOL_STUB_SIZE 32
+#if defined(__aarch64__)
+#define CUDAPOOL_STUB_SIZE 256
+#else
+#define CUDAPOOL_STUB_SIZE 128
+#endif
 
 #endif

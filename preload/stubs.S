@@ -6,7 +6,8 @@
  *
  * - its stub, at cudapool_stubs + N * CUDAPOOL_STUB_SIZE, is what dlsym and cuGetProcAddress hand out. It
  *   jumps to the driver's function, cudapool_real[N], which was stored before the stub was given to anyone;
- *   or to the wrapper.
+ *   or to the wrapper; or, if it is a HELD one, enters the gate (gate.h), calls the driver's function with a copy of
+ *   the arguments that are on the stack, and leaves the gate.
  * - its export, NAME@libcuda.so.1, is what a program that links libcuda directly is bound to. It jumps to
  *   cudapool_entry[N], which the first call finds out: the stub, or the function of another library that stands
  *   between us and the driver.
@@ -115,6 +116,53 @@
 	jmp cudapool_wrap_\name
 .endm
 
+/*
+ * The first half is cudapool_gate_enter() of gate.h, with both gates looked at in one go; slot->depth is at 0, slot->self
+ * at 8. r10 and r11 are nobody's. The stack is a multiple of 16 at a call, so it is a word off at our
+ * entry.
+ */
+.macro held_stub name, words
+	mov cudapool_slot@gottpoff(%rip), %r11
+	mov %fs:(%r11), %r11
+	test %r11, %r11
+	je 3f
+	mov %fs:0, %r10
+	cmp %r10, 8(%r11)
+	jne 3f
+	incl (%r11)
+	cmpw $0, cudapool_state(%rip)
+	jne 2f
+1:
+.if (\words) % 2
+	sub $8, %rsp
+	.cfi_adjust_cfa_offset 8
+.endif
+	push %r11
+	.cfi_adjust_cfa_offset 8
+.rept \words
+	pushq ((\words) + 1 + (\words) % 2) * 8(%rsp)
+	.cfi_adjust_cfa_offset 8
+.endr
+	call *(cudapool_real + 8 * index)(%rip)
+	mov ((\words) * 8)(%rsp), %r11
+	decl (%r11)
+	add $(((\words) + 1 + (\words) % 2) * 8), %rsp
+	.cfi_adjust_cfa_offset -(((\words) + 1 + (\words) % 2) * 8)
+	ret
+2:	decl (%r11)
+3:	call cudapool_held_slowly
+	test %r11, %r11
+	jne 1b
+	jmp cudapool_refuse
+.endm
+
+.macro held_slowly
+	.cfi_startproc
+	call_keeping cudapool_held_enter
+	ret
+	.cfi_endproc
+.endm
+
 .macro export_entry
 	mov (cudapool_entry + 8 * index)(%rip), %r11
 	test %r11, %r11
@@ -208,6 +256,78 @@
 	b cudapool_wrap_\name
 .endm
 
+/*
+ * See the x86-64 one. What is above the stack pointer is copied as far as x86-64 would need it: eight arguments are in
+ * registers here, and structures are passed by their address, so it is always enough. x9, x10, x16 and x17 are nobody's.
+ */
+.macro held_stub name, words
+	adrp x16, :gottprel:cudapool_slot
+	ldr x16, [x16, #:gottprel_lo12:cudapool_slot]
+	mrs x17, tpidr_el0
+	ldr x16, [x16, x17]
+	cbz x16, 3f
+	ldr x9, [x16, #8]
+	cmp x9, x17
+	b.ne 3f
+	ldr w9, [x16]
+	add w9, w9, #1
+	str w9, [x16]
+	adrp x9, cudapool_state
+	ldrh w9, [x9, #:lo12:cudapool_state]
+	cbnz w9, 2f
+1:	stp x29, x30, [sp, #-32]!
+	.cfi_adjust_cfa_offset 32
+	.cfi_rel_offset x29, 0
+	.cfi_rel_offset x30, 8
+	mov x29, sp
+	.cfi_def_cfa_register x29
+	str x16, [x29, #16]
+.if \words
+	sub sp, sp, #(((\words) + 1) / 2 * 16)
+	.set word, 0
+.rept ((\words) + 1) / 2
+	ldp x9, x10, [x29, #(32 + 8 * word)]
+	stp x9, x10, [sp, #(8 * word)]
+	.set word, word + 2
+.endr
+.endif
+	adrp x16, cudapool_real + 8 * index
+	ldr x16, [x16, #:lo12:cudapool_real + 8 * index]
+	blr x16
+	ldr x16, [x29, #16]
+	ldr w9, [x16]
+	sub w9, w9, #1
+	stlr w9, [x16]
+	mov sp, x29
+	.cfi_def_cfa_register sp
+	ldp x29, x30, [sp], #32
+	.cfi_adjust_cfa_offset -32
+	.cfi_restore x29
+	.cfi_restore x30
+	ret
+2:	ldr w9, [x16]
+	sub w9, w9, #1
+	str w9, [x16]
+3:	stp x29, x30, [sp, #-16]!
+	.cfi_adjust_cfa_offset 16
+	.cfi_rel_offset x29, 0
+	.cfi_rel_offset x30, 8
+	bl cudapool_held_slowly
+	ldp x29, x30, [sp], #16
+	.cfi_adjust_cfa_offset -16
+	.cfi_restore x29
+	.cfi_restore x30
+	cbnz x16, 1b
+	b cudapool_refuse
+.endm
+
+.macro held_slowly
+	.cfi_startproc
+	call_keeping cudapool_held_enter
+	ret
+	.cfi_endproc
+.endm
+
 .macro export_entry
 	adrp x16, cudapool_entry + 8 * index
 	ldr x16, [x16, #:lo12:cudapool_entry + 8 * index]
@@ -235,6 +355,12 @@ cudapool_bind_first_call:
 	.size cudapool_bind_first_call, . - cudapool_bind_first_call
 
 	.balign 16
+	.type cudapool_held_slowly, %function
+cudapool_held_slowly:
+	held_slowly
+	.size cudapool_held_slowly, . - cudapool_held_slowly
+
+	.balign 16
 	.globl cudapool_refuse
 	.hidden cudapool_refuse
 	.type cudapool_refuse, %function
@@ -245,20 +371,26 @@ cudapool_refuse:
 	.size cudapool_refuse, . - cudapool_refuse
 
 /* The stubs. */
-#define GATED(name)   .balign CUDAPOOL_STUB_SIZE; gated_stub name; .set index, index + 1;
-#define WRAPPED(name) .balign CUDAPOOL_STUB_SIZE; wrapped_stub name; .set index, index + 1;
+/* .org refuses to go back, so a stub that is too long does not pass. */
+#define GATED(name)	  stub; gated_stub name;
+#define HELD(name, words) stub; held_stub name, words;
+#define WRAPPED(name)	  stub; wrapped_stub name;
+.macro stub
+	.set index, index + 1
+	.org cudapool_stubs + index * CUDAPOOL_STUB_SIZE, 0xcc
+.endm
 	.balign CUDAPOOL_STUB_SIZE
 	.globl cudapool_stubs
 	.hidden cudapool_stubs
 	.type cudapool_stubs, %function
 cudapool_stubs:
 	.cfi_startproc
-	.set index, 0
+	.set index, -1
 #include "functions.def"
+	.set index, index + 1
+	.org cudapool_stubs + index * CUDAPOOL_STUB_SIZE, 0xcc
 	.cfi_endproc
 	.size cudapool_stubs, . - cudapool_stubs
-#undef GATED
-#undef WRAPPED
 
 /* The exports. */
 .macro export name
@@ -271,8 +403,7 @@ cudapool_export_\name:
 	.size cudapool_export_\name, . - cudapool_export_\name
 	.set index, index + 1
 .endm
-#define GATED(name)   export name;
-#define WRAPPED(name) export name;
+#define GATED(name) export name;
 	.cfi_startproc
 	.set index, 0
 #include "functions.def"

@@ -9,7 +9,10 @@
 #define CUDAPOOL_ABI_NO_VERSIONS
 #include <cuda.h>
 
+#include "gate.h"
+#include "memory.h"
 #include "shim.h"
+#include "streams.h"
 
 /*
  * The application must not be able to tell that a context waits:
@@ -46,6 +49,10 @@ enum warm_stage {
 		if (state.gate)                                                                                        \
 			return CUDA_ERROR_NOT_INITIALIZED;                                                             \
 	} while (0)
+/* Making, changing and destroying contexts: not while memory is parked. */
+#define ENTER()                                                                                                        \
+	REFUSE_BEFORE_INIT();                                                                                          \
+	CUDAPOOL_WITHIN_GATE()
 
 typedef struct CUgreenCtx_st *CUgreenCtx;
 typedef struct CUdevResourceDesc_st *CUdevResourceDesc;
@@ -349,11 +356,12 @@ CUresult cudapool_wrap_cuDevicePrimaryCtxRetain(CUcontext *ctx, CUdevice device)
 {
 	CUresult r;
 
-	REFUSE_BEFORE_INIT();
+	ENTER();
 	if (concerns(false, device)) {
 		lock();
 		if (wait_until_warm() && ctx) {
 			*ctx = state.context;
+			cudapool_note_context(*ctx);
 			state.primaries |= primary_bit(device);
 			handed_back();
 			unlock();
@@ -362,6 +370,8 @@ CUresult cudapool_wrap_cuDevicePrimaryCtxRetain(CUcontext *ctx, CUdevice device)
 		unlock();
 	}
 	r = REAL(cuDevicePrimaryCtxRetain)(ctx, device);
+	if (r == CUDA_SUCCESS)
+		cudapool_note_context(*ctx);
 	if (r == CUDA_SUCCESS && !(state.primaries & primary_bit(device))) {
 		__atomic_fetch_or(&state.primaries, primary_bit(device), __ATOMIC_RELAXED);
 		made_its_own();
@@ -369,30 +379,39 @@ CUresult cudapool_wrap_cuDevicePrimaryCtxRetain(CUcontext *ctx, CUdevice device)
 	return r;
 }
 
-/* The application gave a reference back: if that was the last one, its next context will be a new one. */
-static CUresult after_release(CUresult r, CUdevice device)
+/*
+ * The application gave a reference back: if that was the last one, all that it has there is gone, and its next context will
+ * be a new one.
+ */
+static CUresult release(CUresult (*real)(CUdevice), CUdevice device)
 {
+	struct cudapool_ending ending;
 	unsigned int flags;
 	int active;
+	CUresult r;
 
+	cudapool_primary_ending(&ending, device);
+	r = real(device);
 	if (r == CUDA_SUCCESS && DRIVER(cuDevicePrimaryCtxGetState) &&
-	    DRIVER(cuDevicePrimaryCtxGetState)(device, &flags, &active) == CUDA_SUCCESS && !active)
+	    DRIVER(cuDevicePrimaryCtxGetState)(device, &flags, &active) == CUDA_SUCCESS && !active) {
 		__atomic_fetch_and(&state.primaries, ~primary_bit(device), __ATOMIC_RELAXED);
+		cudapool_context_ended(&ending);
+	}
 	return r;
 }
 
 /* A context that the application did not retain: the two versions differ in what they say then. */
 CUresult cudapool_wrap_cuDevicePrimaryCtxRelease(CUdevice device)
 {
-	REFUSE_BEFORE_INIT();
-	return concerns(false, device) ? CUDA_SUCCESS : after_release(REAL(cuDevicePrimaryCtxRelease)(device), device);
+	ENTER();
+	return concerns(false, device) ? CUDA_SUCCESS : release(REAL(cuDevicePrimaryCtxRelease), device);
 }
 
 CUresult cudapool_wrap_cuDevicePrimaryCtxRelease_v2(CUdevice device)
 {
-	REFUSE_BEFORE_INIT();
+	ENTER();
 	return concerns(false, device) ? CUDA_ERROR_INVALID_CONTEXT
-				       : after_release(REAL(cuDevicePrimaryCtxRelease_v2)(device), device);
+				       : release(REAL(cuDevicePrimaryCtxRelease_v2), device);
 }
 
 /* Ours may come or go during the call: it is hidden if it was there before or after. */
@@ -443,15 +462,15 @@ static bool reset_of_waiting(CUdevice device)
 
 CUresult cudapool_wrap_cuDevicePrimaryCtxReset(CUdevice device)
 {
-	REFUSE_BEFORE_INIT();
-	return reset_of_waiting(device) ? CUDA_SUCCESS : after_release(REAL(cuDevicePrimaryCtxReset)(device), device);
+	ENTER();
+	return reset_of_waiting(device) ? CUDA_SUCCESS : release(REAL(cuDevicePrimaryCtxReset), device);
 }
 
 CUresult cudapool_wrap_cuDevicePrimaryCtxReset_v2(CUdevice device)
 {
-	REFUSE_BEFORE_INIT();
+	ENTER();
 	return reset_of_waiting(device) ? CUDA_SUCCESS
-					: after_release(REAL(cuDevicePrimaryCtxReset_v2)(device), device);
+					: release(REAL(cuDevicePrimaryCtxReset_v2), device);
 }
 
 /*
@@ -478,13 +497,13 @@ static bool flags_of_waiting(CUdevice device, unsigned int flags, unsigned int c
 
 CUresult cudapool_wrap_cuDevicePrimaryCtxSetFlags(CUdevice device, unsigned int flags)
 {
-	REFUSE_BEFORE_INIT();
+	ENTER();
 	return flags_of_waiting(device, flags, 0) ? CUDA_SUCCESS : REAL(cuDevicePrimaryCtxSetFlags)(device, flags);
 }
 
 CUresult cudapool_wrap_cuDevicePrimaryCtxSetFlags_v2(CUdevice device, unsigned int flags)
 {
-	REFUSE_BEFORE_INIT();
+	ENTER();
 	return flags_of_waiting(device, flags, SCHED_FLAGS) ? CUDA_SUCCESS
 							    : REAL(cuDevicePrimaryCtxSetFlags_v2)(device, flags);
 }
@@ -494,7 +513,7 @@ CUresult cudapool_wrap_cuGreenCtxCreate(CUgreenCtx *ctx, CUdevResourceDesc desc,
 {
 	CUresult r;
 
-	REFUSE_BEFORE_INIT();
+	ENTER();
 	r = REAL(cuGreenCtxCreate)(ctx, desc, device, flags);
 	if (r != CUDA_SUCCESS)
 		return r;
@@ -525,6 +544,7 @@ static bool take_created(CUcontext *ctx, unsigned int flags, CUdevice device)
 	lock();
 	if (wait_until_warm() && DRIVER(cuCtxPushCurrent_v2)(state.context) == CUDA_SUCCESS) {
 		*ctx = state.context;
+		cudapool_note_context(*ctx);
 		handed_back();
 		taken = true;
 	}
@@ -532,45 +552,47 @@ static bool take_created(CUcontext *ctx, unsigned int flags, CUdevice device)
 	return taken;
 }
 
-static CUresult created(CUresult r)
+static CUresult created(CUresult r, const CUcontext *ctx)
 {
-	if (r == CUDA_SUCCESS)
+	if (r == CUDA_SUCCESS) {
+		cudapool_note_context(*ctx);
 		made_its_own();
+	}
 	return r;
 }
 
 /* The driver (580) does not make a context of the first version's kind while one of the newer kind exists. */
 CUresult cudapool_wrap_cuCtxCreate(CUcontext *ctx, unsigned int flags, CUdevice device)
 {
-	REFUSE_BEFORE_INIT();
+	ENTER();
 	if (stage() == STAGE_RUNNING || stage() == STAGE_WAITING) {
 		lock();
 		if (wait_until_warm())
 			give_up("the application uses the first version of cuCtxCreate");
 		unlock();
 	}
-	return created(REAL(cuCtxCreate)(ctx, flags, device));
+	return created(REAL(cuCtxCreate)(ctx, flags, device), ctx);
 }
 
 CUresult cudapool_wrap_cuCtxCreate_v2(CUcontext *ctx, unsigned int flags, CUdevice device)
 {
-	REFUSE_BEFORE_INIT();
-	return take_created(ctx, flags, device) ? CUDA_SUCCESS : created(REAL(cuCtxCreate_v2)(ctx, flags, device));
+	ENTER();
+	return take_created(ctx, flags, device) ? CUDA_SUCCESS : created(REAL(cuCtxCreate_v2)(ctx, flags, device), ctx);
 }
 
 CUresult cudapool_wrap_cuCtxCreate_v3(CUcontext *ctx, CUexecAffinityParam *affinity, int count, unsigned int flags,
 				      CUdevice device)
 {
-	REFUSE_BEFORE_INIT();
+	ENTER();
 	if (!affinity && !count && take_created(ctx, flags, device))
 		return CUDA_SUCCESS;
-	return created(REAL(cuCtxCreate_v3)(ctx, affinity, count, flags, device));
+	return created(REAL(cuCtxCreate_v3)(ctx, affinity, count, flags, device), ctx);
 }
 
 CUresult cudapool_wrap_cuCtxCreate_v4(CUcontext *ctx, CUctxCreateParams *params, unsigned int flags, CUdevice device)
 {
-	REFUSE_BEFORE_INIT();
+	ENTER();
 	if (!params && take_created(ctx, flags, device))
 		return CUDA_SUCCESS;
-	return created(REAL(cuCtxCreate_v4)(ctx, params, flags, device));
+	return created(REAL(cuCtxCreate_v4)(ctx, params, flags, device), ctx);
 }

@@ -24,6 +24,8 @@ static const struct {
 	{"cuCtxGetCurrent", 16},
 	{"cuDevicePrimaryCtxGetState", 1},
 	{"cuDevicePrimaryCtxGetState", 16},
+	{"cuGraphDestroy", 1}, /* a held one, with a handle that the driver refuses at once */
+	{"cuGraphDestroy", 16},
 };
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
@@ -37,13 +39,14 @@ static const struct {
 
 static struct api api;
 static CUresult (*volatile called)(CUcontext *ctx);
+static CUresult (*volatile called_held)(CUgraph graph);
 static CUresult (*volatile called_state)(CUdevice device, unsigned int *flags, int *active);
 static long calls;
 static pthread_barrier_t barrier;
 
 /* The control: what the shim looks at, as the compiler cannot know it. */
 static volatile uint8_t gate;
-static volatile uint32_t stage;
+static __thread volatile uint32_t stage;
 
 static __attribute__((noinline)) CUresult control_current(CUcontext *ctx)
 {
@@ -59,6 +62,18 @@ static __attribute__((noinline)) CUresult control_state(CUdevice device, unsigne
 	r = api.cuDevicePrimaryCtxGetState(device, flags, active);
 	if (r == CUDA_SUCCESS && stage)
 		*active = 0;
+	return r;
+}
+
+static CUresult (*real_held)(CUgraph graph);
+
+static __attribute__((noinline)) CUresult control_held(CUgraph graph)
+{
+	CUresult r;
+
+	stage++;
+	r = gate ? CUDA_ERROR_NOT_INITIALIZED : real_held(graph);
+	stage--;
 	return r;
 }
 
@@ -106,6 +121,9 @@ static void *worker(void *arg)
 	if (called)
 		for (i = 0; i < calls; i++)
 			called(&ctx);
+	else if (called_held)
+		for (i = 0; i < calls; i++)
+			called_held(NULL);
 	else
 		for (i = 0; i < calls; i++)
 			called_state(0, &flags, &active);
@@ -141,10 +159,13 @@ static int measure(bool control)
 	api = api_by(ROUTE_DLSYM);
 	if (api.cuInit(0))
 		return 1;
+	real_held = (CUresult(*)(CUgraph))dlsym(api_open(RTLD_LOCAL), "cuGraphDestroy");
 	for (c = 0; c < CASES; c++) {
+		bool held = !strcmp(cases[c].function, "cuGraphDestroy");
 		bool current = !strcmp(cases[c].function, "cuCtxGetCurrent");
 
 		called = !current ? NULL : control ? control_current : api.cuCtxGetCurrent;
+		called_held = !held ? NULL : control ? control_held : real_held;
 		called_state = control ? control_state : api.cuDevicePrimaryCtxGetState;
 		end = now_ns() + CASE_NS;
 		for (n = 0; n < MAX_PASSES && (!n || now_ns() < end); n++)

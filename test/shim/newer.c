@@ -9,6 +9,33 @@ EXPORT CUresult cuGreenCtxCreate(void **ctx, void *resources, CUdevice device, u
 EXPORT CUresult cuGetProcAddress_v2_ptsz(const char *symbol, void **function, int version, cuuint64_t flags,
 					 CUdriverProcAddressQueryResult *status);
 
+EXPORT CUresult cuArrayCreate_v2(void **array, const void *descriptor);
+EXPORT CUresult cuArrayDestroy(void *array);
+EXPORT CUresult cuMulticastBindMem(CUmemGenericAllocationHandle object, size_t at, CUmemGenericAllocationHandle memory,
+				   size_t offset, size_t size, unsigned long long flags);
+
+static char array_there;
+
+CUresult cuArrayCreate_v2(void **array, const void *descriptor)
+{
+	*array = &array_there;
+	return CUDA_SUCCESS;
+}
+
+CUresult cuArrayDestroy(void *array)
+{
+	return array == &array_there ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+}
+
+/* To be given a handle that the driver knows. */
+CUresult cuMulticastBindMem(CUmemGenericAllocationHandle object, size_t at, CUmemGenericAllocationHandle memory,
+			    size_t offset, size_t size, unsigned long long flags)
+{
+	CUmemAllocationProp prop;
+
+	return cuMemGetAllocationPropertiesFromHandle(&prop, memory);
+}
+
 /* All that the shim has to do with: a green context keeps the primary one active. */
 CUresult cuGreenCtxCreate(void **ctx, void *resources, CUdevice device, unsigned int flags)
 {

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: MIT
+/* Waits until all submitted work is done, within a limit, and without touching a stream that is being captured. */
+#ifndef CUDAPOOL_PRELOAD_DRAIN_H
+#define CUDAPOOL_PRELOAD_DRAIN_H
+
+#include <cuda.h>
+#include <stdint.h>
+
+/* All contexts of the process; the gate is closed. 0; -ETIMEDOUT; -EIO: *result says what the driver said. Shim's thread. */
+int cudapool_drain_all(uint64_t limit_us, CUresult *result);
+
+/*
+ * All work of one context (NULL: the current one), as cuMemFree does before it frees; in a thread of the application, within the
+ * gate. Without a capture under way this is cuCtxSynchronize. Keeps the current context. Returns an error of earlier work.
+ */
+CUresult cudapool_drain_context(CUcontext context);
+
+#endif

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: MIT
+/* The shim's side of the channel (wire/channel.h): messages with descriptors, by system calls alone. */
+#include <errno.h>
+#include <poll.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "gate.h"
+#include "talk.h"
+
+union control {
+	struct cmsghdr header;
+	char space[CMSG_SPACE(sizeof(int) * CUDAPOOL_CHANNEL_BATCH)];
+};
+
+static long result(long r)
+{
+	return r < 0 ? -errno : r;
+}
+
+int cudapool_talk_open(struct talk *talk)
+{
+	int fds[2];
+	long err = result(syscall(SYS_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds));
+
+	if (err < 0)
+		return err;
+	talk->fd = fds[0];
+	talk->theirs = fds[1];
+	return 0;
+}
+
+void cudapool_close_all(const int *fds, unsigned count)
+{
+	unsigned i;
+
+	for (i = 0; i < count; i++)
+		syscall(SYS_close, fds[i]);
+}
+
+static void close_theirs(struct talk *talk)
+{
+	if (talk->theirs >= 0)
+		syscall(SYS_close, talk->theirs);
+	talk->theirs = -1;
+}
+
+
+/* Until the socket is ready for it, or at its end. */
+static int wait_for(const struct talk *talk, short events)
+{
+	struct pollfd poll = {.fd = talk->fd, .events = events};
+	struct timespec limit;
+	uint64_t now, left;
+	long r;
+
+	do {
+		now = cudapool_now_us();
+		left = now < talk->deadline_us ? talk->deadline_us - now : 0;
+		limit = (struct timespec){left / 1000000, left % 1000000 * 1000};
+		r = result(syscall(SYS_ppoll, &poll, 1, &limit, NULL, 0));
+	} while (r == -EINTR);
+	return r < 0 ? (int)r : r == 0 ? -ETIMEDOUT : 0;
+}
+
+int cudapool_talk_send(struct talk *talk, enum cudapool_channel_type type, void *message, size_t length, const int *fds,
+		       unsigned count)
+{
+	struct cudapool_channel_header *h = message;
+	struct iovec part = {message, length};
+	struct msghdr msg = {.msg_iov = &part, .msg_iovlen = 1};
+	union control control;
+	long r;
+
+	*h = (struct cudapool_channel_header){CUDAPOOL_CHANNEL_MAGIC, type, length};
+	if (count) {
+		memset(&control, 0, sizeof(control));
+		msg.msg_control = &control;
+		msg.msg_controllen = CMSG_SPACE(sizeof(int) * count);
+		control.header.cmsg_level = SOL_SOCKET;
+		control.header.cmsg_type = SCM_RIGHTS;
+		control.header.cmsg_len = CMSG_LEN(sizeof(int) * count);
+		memcpy(CMSG_DATA(&control.header), fds, sizeof(int) * count);
+	}
+	for (;;) {
+		r = result(syscall(SYS_sendmsg, talk->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT));
+		if (r >= 0)
+			return 0;
+		if (r != -EAGAIN && r != -EINTR)
+			return r == -ECONNRESET ? -EPIPE : (int)r;
+		r = wait_for(talk, POLLOUT);
+		if (r < 0)
+			return r;
+	}
+}
+
+/* The descriptors of a message, or none. 0; -EMFILE: some found no place here; -EPROTO: there are too many. */
+static int take_fds(struct msghdr *msg, int *fds, unsigned *count)
+{
+	struct cmsghdr *c;
+	unsigned taken = 0, n, i;
+	bool too_many = false;
+	int fd;
+
+	for (c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c)) {
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+		for (i = 0; i < n; i++) {
+			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
+			if (fds && taken < CUDAPOOL_CHANNEL_BATCH) {
+				fds[taken++] = fd;
+			} else {
+				cudapool_close_all(&fd, 1);
+				too_many = true;
+			}
+		}
+	}
+	if (too_many || msg->msg_flags & (MSG_CTRUNC | MSG_TRUNC)) {
+		cudapool_close_all(fds, taken);
+		return fds && !too_many && msg->msg_flags & MSG_CTRUNC ? -EMFILE : -EPROTO;
+	}
+	if (count)
+		*count = taken;
+	return 0;
+}
+
+int cudapool_talk_receive(struct talk *talk, enum cudapool_channel_type type, void *message, size_t least, size_t size,
+			  size_t *length, int *fds, unsigned *count)
+{
+	const struct cudapool_channel_header *h = message;
+	struct iovec part = {message, size};
+	union control control;
+	struct msghdr msg = {
+		.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+	int err;
+	long r;
+
+	if (count)
+		*count = 0;
+	do {
+		r = wait_for(talk, POLLIN);
+		if (r < 0)
+			return r;
+		r = result(syscall(SYS_recvmsg, talk->fd, &msg, MSG_CMSG_CLOEXEC | MSG_DONTWAIT));
+	} while (r == -EAGAIN || r == -EINTR);
+	if (r <= 0)
+		return r == 0 || r == -ECONNRESET ? -EPIPE : (int)r;
+	close_theirs(talk);
+	err = take_fds(&msg, fds, count);
+	if (err)
+		return err;
+	if ((size_t)r >= least && h->magic == CUDAPOOL_CHANNEL_MAGIC && h->length == r && h->type == type) {
+		*length = r;
+		return 0;
+	}
+	if (fds)
+		cudapool_close_all(fds, *count);
+	return (size_t)r >= sizeof(*h) && h->type == CUDAPOOL_CHANNEL_END ? -EPIPE : -EPROTO;
+}
+
+/* What has come and was not read would make the kernel throw away what we said last. */
+void cudapool_talk_close(struct talk *talk)
+{
+	struct cudapool_channel_pieces unread;
+	int fds[CUDAPOOL_CHANNEL_BATCH], err;
+	unsigned count, left;
+	size_t length;
+
+	talk->deadline_us = 0;
+	for (left = 16, err = 0; left && err != -EPIPE && err != -ETIMEDOUT; left--) {
+		err = cudapool_talk_receive(talk, CUDAPOOL_CHANNEL_PIECES, &unread, sizeof(unread.h), sizeof(unread),
+					    &length, fds, &count);
+		if (!err)
+			cudapool_close_all(fds, count);
+	}
+	close_theirs(talk);
+	syscall(SYS_close, talk->fd);
+}

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT
+/* What the stubs of held functions pass on, to plain_driver.c: arguments on the stack, errno, the way back. */
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "fake_pool.h"
+
+#define CUDAPOOL_ABI_NO_VERSIONS
+#include <cuda.h>
+
+static int points, failed;
+
+static void ok(bool good, const char *what)
+{
+	printf("%sok %d - %s\n", good ? "" : "not ", ++points, what);
+	failed += !good;
+}
+
+static void *lib;
+static int *depth;
+static void **frames;
+typedef CUresult (*any)(long, long, long, long, long, long, long, long, long, long, long);
+typedef CUresult (*ipc)(CUdeviceptr *, CUipcMemHandle, unsigned int);
+
+/* Twice: the first call of a thread takes the slow way. */
+static __attribute__((noinline)) void call(const char *name)
+{
+	any function = (any)dlsym(lib, name);
+	bool seen = false;
+	int i;
+
+	errno = 77;
+	ok(function && function(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11) == CUDA_SUCCESS && errno == 77, name);
+	*depth = 0;
+	ok(function && function(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11) == CUDA_SUCCESS, "again");
+	for (i = 0; i < *depth; i++)
+		seen = seen || frames[i] == __builtin_return_address(0);
+	ok(seen, "an unwinder comes through to our caller");
+}
+
+int main(void)
+{
+	struct fake_pool pool = {};
+	CUipcMemHandle handle;
+	ipc open_handle;
+	int i;
+
+	lib = dlopen("libcuda.so.1", RTLD_NOW);
+	depth = lib ? dlsym(lib, "plain_depth") : NULL;
+	frames = lib ? dlsym(lib, "plain_frames") : NULL;
+	if (!depth || !frames) {
+		printf("Bail out! not the plain driver: %s\n", dlerror());
+		return 2;
+	}
+	call("cuMemsetD2D8_v2");
+	call("cuOccupancyMaxPotentialBlockSizeWithFlags");
+	call("cuLibraryLoadData");
+	call("cuMemcpyBatchAsync");
+	call("cuLaunchCooperativeKernel");
+	call("cuLaunchKernel");
+	open_handle = (ipc)dlsym(lib, "cuIpcOpenMemHandle_v2");
+	for (i = 0; i < CU_IPC_HANDLE_SIZE; i++)
+		handle.reserved[i] = i;
+	ok(open_handle((CUdeviceptr *)1, handle, 2) == CUDA_SUCCESS, "cuIpcOpenMemHandle_v2, a structure by value");
+
+	if (!fake_pool_find(&pool, getpid())) {
+		dlsym(lib, "cuGetErrorString");
+		dlsym(lib, "cuNoSuchFunction");
+		dlsym(lib, "plain_depth");
+		ok(pool.page->unknown == 0, "no function is unknown yet");
+		dlsym(lib, "cuPlainUnknown");
+		dlsym(lib, "cuPlainUnknown");
+		ok(pool.page->unknown == 1, "one that the driver has and the gate does not know is counted, once");
+		ok(!strcmp(pool.page->unknown_name, "cuPlainUnknown"), "and named");
+	}
+	printf("1..%d\n", points);
+	return failed || !points;
+}

@@ -1,0 +1,561 @@
+// SPDX-License-Identifier: MIT
+/* Memory out of the process and back, by the hooks of a shim made for it: prints TAP. One behaviour a run, by name. */
+#include "memory_api.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "control_page.h"
+#include "memory.h"
+
+#define MOST 20000
+
+static struct memory_api cu;
+static int points, failed;
+static int (*hook_park)(int *fds, unsigned most);
+static int (*hook_unpark)(const int *fds, unsigned count);
+static int (*hook_peers)(int withdraw);
+static const struct cudapool_page *(*hook_report)(void);
+static int fds[MOST];
+
+static void ok(bool passed, const char *name)
+{
+	printf("%sok %d - %s\n", passed ? "" : "not ", ++points, name);
+	fflush(stdout);
+	failed += !passed;
+}
+
+static void must(CUresult r, const char *what)
+{
+	if (r == CUDA_SUCCESS)
+		return;
+	printf("Bail out! %s: %d\n", what, r);
+	exit(1);
+}
+#define MUST(call) must(cu.call, #call)
+
+static double seconds(clockid_t clock)
+{
+	struct timespec t;
+
+	clock_gettime(clock, &t);
+	return t.tv_sec + t.tv_nsec / 1e9;
+}
+
+/* Words at the start, the end, and at each MiB. */
+#define STEP (1ull << 20)
+static void mark(CUdeviceptr ptr, uint64_t bytes, uint64_t seed)
+{
+	uint64_t at, word;
+
+	for (at = 0; at + 2 * sizeof(word) <= bytes; at += STEP) {
+		word = seed * 1000003 + at;
+		MUST(cuMemcpyHtoD_v2(ptr + at, &word, sizeof(word)));
+	}
+	word = ~seed;
+	MUST(cuMemcpyHtoD_v2(ptr + bytes - sizeof(word), &word, sizeof(word)));
+}
+
+static bool marked(CUdeviceptr ptr, uint64_t bytes, uint64_t seed)
+{
+	uint64_t at, word;
+
+	for (at = 0; at + 2 * sizeof(word) <= bytes; at += STEP)
+		if (cu.cuMemcpyDtoH_v2(&word, ptr + at, sizeof(word)) || word != seed * 1000003 + at)
+			return false;
+	return !cu.cuMemcpyDtoH_v2(&word, ptr + bytes - sizeof(word), sizeof(word)) && word == ~seed;
+}
+
+/* For the current device; asked, because an access that fails is the end of the context. */
+static bool reachable(CUdeviceptr ptr)
+{
+	unsigned access = 0;
+
+	return cu.cuPointerGetAttribute(&access, CU_POINTER_ATTRIBUTE_ACCESS_FLAGS, ptr) == CUDA_SUCCESS &&
+	       access == CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+}
+
+static CUcontext begin(int device)
+{
+	CUcontext context;
+
+	MUST(cuInit(0));
+	MUST(cuDevicePrimaryCtxRetain(&context, device));
+	MUST(cuCtxSetCurrent(context));
+	return context;
+}
+
+static void use(CUdeviceptr ptr, uint64_t bytes, int device)
+{
+	CUmemAccessDesc access = {{CU_MEM_LOCATION_TYPE_DEVICE, device}, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+
+	MUST(cuMemSetAccess(ptr, bytes, &access, 1));
+}
+
+static bool cycle(const char *name)
+{
+	int count = hook_park(fds, MOST);
+
+	if (count >= 0)
+		count = hook_unpark(fds, count);
+	if (count)
+		printf("# %s: %d\n", name, count);
+	return count == 0;
+}
+
+/* Allocations of all kinds, over several cycles, with changes between them. */
+static void cycles(void)
+{
+	static const uint64_t sizes[] = {2 << 20,  (2 << 20) + 1,		   5000000,
+					 64 << 20, CUDAPOOL_PIECE_MAX + (6 << 20), 1000};
+	enum { N = sizeof(sizes) / sizeof(sizes[0]) };
+	CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+				    .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
+	CUmemGenericAllocationHandle twice, nowhere, released;
+	CUdeviceptr ptr[N], own, more = 0;
+	bool good = true, gone = true;
+	CUdeviceptr base;
+	size_t size;
+	int i, round, count, bad;
+
+	begin(0);
+	for (i = 0; i < N; i++) {
+		MUST(cuMemAlloc_v2(&ptr[i], sizes[i]));
+		mark(ptr[i], sizes[i], i);
+	}
+	MUST(cuMemAddressReserve(&own, 64 << 20, 0, 0, 0));
+	MUST(cuMemCreate(&twice, 8 << 20, &prop, 0));
+	MUST(cuMemCreate(&nowhere, 4 << 20, &prop, 0));
+	MUST(cuMemCreate(&released, 4 << 20, &prop, 0));
+	MUST(cuMemMap(own, 8 << 20, 0, twice, 0));
+	MUST(cuMemMap(own + (16 << 20), 8 << 20, 0, twice, 0));
+	MUST(cuMemMap(own + (32 << 20), 4 << 20, 0, nowhere, 0));
+	MUST(cuMemMap(own + (40 << 20), 4 << 20, 0, released, 0));
+	use(own, 8 << 20, 0);
+	use(own + (16 << 20), 8 << 20, 0);
+	use(own + (32 << 20), 4 << 20, 0);
+	use(own + (40 << 20), 4 << 20, 0);
+	mark(own, 8 << 20, 100);
+	mark(own + (32 << 20), 4 << 20, 101);
+	mark(own + (40 << 20), 4 << 20, 102);
+	MUST(cuMemUnmap(own + (32 << 20), 4 << 20));
+	MUST(cuMemRelease(released));
+
+	count = hook_park(fds, MOST);
+	ok(count == 13 + 3, "each piece comes out, the last of an allocation on its own; a small one does not");
+	for (i = 0; i < N - 1; i++)
+		gone &= !reachable(ptr[i]);
+	ok(gone && !reachable(own) && !reachable(own + (16 << 20)) && !reachable(own + (40 << 20)),
+	   "nothing is mapped any more");
+	ok(reachable(ptr[N - 1]), "what is too small to be parked stays");
+	bad = fds[count - 1];
+	fds[count - 1] = -1;
+	ok(hook_unpark(fds, count) < 0 && !reachable(ptr[0]), "what cannot be put back in full is not put back at all");
+	fds[count - 1] = bad;
+	ok(hook_unpark(fds, count) == 0, "and can be tried again");
+	for (round = 0; round < 4; round++) {
+		for (i = 0; i < N; i++)
+			good &= marked(ptr[i], sizes[i], i);
+		good &= marked(own, 8 << 20, 100) && marked(own + (16 << 20), 8 << 20, 100) &&
+			marked(own + (40 << 20), 4 << 20, 102);
+		if (more)
+			good &= marked(more, 12345678, 200);
+		if (round == 1) {
+			MUST(cuMemAlloc_v2(&more, 12345678));
+			mark(more, 12345678, 200);
+		}
+		good &= cycle("one of the rounds");
+	}
+	ok(good, "five cycles: everything is where it was, with what it was");
+	MUST(cuMemMap(own + (32 << 20), 4 << 20, 0, nowhere, 0));
+	use(own + (32 << 20), 4 << 20, 0);
+	ok(marked(own + (32 << 20), 4 << 20, 101), "a handle that was mapped nowhere kept its memory");
+	MUST(cuMemGetAddressRange_v2(&base, &size, ptr[2] + 4999999));
+	ok(base == ptr[2] && size == sizes[2], "an allocation knows its size");
+	for (i = 0; i < N; i++)
+		good &= cu.cuMemFree_v2(ptr[i]) == CUDA_SUCCESS;
+	good &= !cu.cuMemFree_v2(more) && !cu.cuMemUnmap(own, 8 << 20) && !cu.cuMemUnmap(own + (16 << 20), 8 << 20) &&
+		!cu.cuMemUnmap(own + (32 << 20), 4 << 20) && !cu.cuMemUnmap(own + (40 << 20), 4 << 20) &&
+		!cu.cuMemRelease(twice) && !cu.cuMemRelease(nowhere) && !cu.cuMemAddressFree(own, 64 << 20);
+	ok(good && hook_report()->parked_bytes == 0 && hook_park(fds, MOST) == 0,
+	   "all of it can be freed, and nothing stays behind");
+}
+
+/* Free memory for little more than one piece is enough to renew everything. */
+static void little(void)
+{
+	size_t before, after, total;
+	CUdeviceptr big, fill;
+	bool good;
+
+	begin(0);
+	MUST(cuMemGetInfo_v2(&before, &total));
+	MUST(cuMemAlloc_v2(&big, 6 * CUDAPOOL_PIECE_MAX));
+	mark(big, 6 * CUDAPOOL_PIECE_MAX, 1);
+	ok(cycle("first"), "six pieces go out and come back");
+	MUST(cuMemGetInfo_v2(&before, &total));
+	MUST(cuMemAlloc_v2(&fill, before - CUDAPOOL_PIECE_MAX));
+	mark(fill, 8 << 20, 2);
+	MUST(cuMemGetInfo_v2(&before, &total));
+	printf("# %zu MiB are free\n", before >> 20);
+	good = cycle("second") && cycle("third");
+	ok(good && marked(big, 6 * CUDAPOOL_PIECE_MAX, 1) && marked(fill, 8 << 20, 2),
+	   "and do again, with room for one more only");
+	MUST(cuMemFree_v2(fill));
+	MUST(cuMemGetInfo_v2(&before, &total));
+	MUST(cuMemAlloc_v2(&fill, before - (2 << 20)));
+	ok(hook_park(fds, MOST) == -(int)CUDA_ERROR_OUT_OF_MEMORY, "without room for one they do not");
+	ok(marked(big, 6 * CUDAPOOL_PIECE_MAX, 1), "and everything is where it was");
+	MUST(cuMemFree_v2(fill));
+	MUST(cuMemGetInfo_v2(&after, &total));
+	ok(after >= before && cycle("fourth") && marked(big, 6 * CUDAPOOL_PIECE_MAX, 1), "until there is room");
+}
+
+static void many(void)
+{
+	enum { N = 10000 };
+	static CUdeviceptr ptr[N];
+	double start, parked, back;
+	int i, count;
+
+	begin(0);
+	start = seconds(CLOCK_PROCESS_CPUTIME_ID);
+	for (i = 0; i < N; i++)
+		MUST(cuMemAlloc_v2(&ptr[i], 2 << 20));
+	printf("# %d allocations: %.3f s\n", N, seconds(CLOCK_PROCESS_CPUTIME_ID) - start);
+	mark(ptr[0], 2 << 20, 1);
+	mark(ptr[N - 1], 2 << 20, 2);
+	start = seconds(CLOCK_PROCESS_CPUTIME_ID);
+	count = hook_park(fds, MOST);
+	parked = seconds(CLOCK_PROCESS_CPUTIME_ID) - start;
+	start = seconds(CLOCK_PROCESS_CPUTIME_ID);
+	i = hook_unpark(fds, count);
+	back = seconds(CLOCK_PROCESS_CPUTIME_ID) - start;
+	ok(count == N && !i, "ten thousand pieces");
+	printf("# out %.3f s, back %.3f s\n", parked, back);
+	ok(parked < 1 && back < 1, "each way takes less than a second of the processor's time");
+	ok(marked(ptr[0], 2 << 20, 1) && marked(ptr[N - 1], 2 << 20, 2), "and they are what they were");
+	start = seconds(CLOCK_PROCESS_CPUTIME_ID);
+	for (i = 0; i < N; i++)
+		MUST(cuMemFree_v2(ptr[i * 7919ll % N]));
+	printf("# freed in %.3f s\n", seconds(CLOCK_PROCESS_CPUTIME_ID) - start);
+	ok(hook_report()->parked_bytes == 0, "nothing is left");
+}
+
+/* Two devices; peer access is withdrawn and comes back, and with it access to the memory. */
+static void peers(void)
+{
+	CUcontext one = begin(0), two;
+	CUdeviceptr here, there, later;
+	const struct cudapool_page *page;
+	int count;
+
+	MUST(cuDevicePrimaryCtxRetain(&two, 1));
+	MUST(cuMemAlloc_v2(&here, 4 << 20));
+	mark(here, 4 << 20, 1);
+	MUST(cuCtxSetCurrent(two));
+	MUST(cuMemAlloc_v2(&there, 8 << 20));
+	mark(there, 8 << 20, 2);
+	ok(reachable(there) && !reachable(here), "without peer access the other device's memory is not usable");
+	MUST(cuCtxEnablePeerAccess(one, 0));
+	MUST(cuCtxSetCurrent(one));
+	MUST(cuMemAlloc_v2(&later, 4 << 20));
+	MUST(cuCtxSetCurrent(two));
+	ok(reachable(here) && reachable(later) && !cu.cuMemsetD8_v2(later, 1, 1),
+	   "with it, it is, also what comes later");
+	page = hook_report();
+	ok(page->parked_bytes == 16 << 20 && memcmp(page->devices[0].uuid, page->devices[1].uuid, 16),
+	   "the page tells of both devices");
+	count = hook_park(fds, MOST);
+	ok(count == 3 && !hook_peers(1), "peer access is withdrawn");
+	ok(cu.cuCtxDisablePeerAccess(one) == CUDA_ERROR_PEER_ACCESS_NOT_ENABLED, "the driver has none left");
+	ok(!hook_peers(0) && !hook_unpark(fds, count), "and is given back");
+	ok(reachable(here) && !cu.cuMemsetD8_v2(later, 1, 1) && marked(there, 8 << 20, 2),
+	   "the memory is usable as before");
+	MUST(cuCtxDisablePeerAccess(one));
+	ok(!reachable(here) && cycle("without peers") && !reachable(here) && !reachable(later) && reachable(there),
+	   "until the application takes it back");
+	MUST(cuCtxSetCurrent(one));
+	ok(marked(here, 4 << 20, 1), "nothing was lost");
+}
+
+/* What goes with its context, and what is left to the driver, is counted right. */
+static void counted(void)
+{
+	CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+				    .requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
+				    .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
+	CUmemGenericAllocationHandle handle;
+	const struct cudapool_page *page;
+	CUdeviceptr a, b, c, own;
+	CUcontext primary = begin(0), made;
+	int fd = -1;
+
+	MUST(cuMemAlloc_v2(&a, 3 << 20));
+	MUST(cuMemAlloc_v2(&b, 1000));
+	MUST(cuMemAllocManaged(&c, 5000, CU_MEM_ATTACH_GLOBAL));
+	page = hook_report();
+	ok(page->parked_bytes == 4 << 20 && page->left_bytes[CUDAPOOL_LEFT_SMALL] == 1000 &&
+		   page->left_bytes[CUDAPOOL_LEFT_MANAGED] == 5000,
+	   "what is parked, small, managed");
+	MUST(cuMemFree_v2(b));
+	MUST(cuMemFree_v2(c));
+	page = hook_report();
+	ok(page->left_bytes[CUDAPOOL_LEFT_SMALL] == 0 && page->left_bytes[CUDAPOOL_LEFT_MANAGED] == 0,
+	   "and when freed");
+	MUST(cuCtxCreate_v2(&made, 0, 0));
+	MUST(cuMemAlloc_v2(&b, 8 << 20));
+	MUST(cuMemAlloc_v2(&c, 500));
+	MUST(cuCtxDestroy_v2(made));
+	MUST(cuCtxSetCurrent(primary));
+	page = hook_report();
+	ok(page->parked_bytes == 4 << 20 && page->left_bytes[CUDAPOOL_LEFT_SMALL] == 0 && !reachable(b) &&
+		   cu.cuMemFree_v2(b) == CUDA_ERROR_INVALID_VALUE,
+	   "a destroyed context takes its memory with it");
+	MUST(cuMemCreate(&handle, 8 << 20, &prop, 0));
+	ok(hook_report()->parked_bytes == 12 << 20, "memory that may be exported is parked");
+	MUST(cuMemExportToShareableHandle(&fd, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
+	page = hook_report();
+	ok(page->parked_bytes == 4 << 20 && page->left_bytes[CUDAPOOL_LEFT_SHARED] == 8 << 20,
+	   "until it is: then others have it, too");
+	close(fd);
+	MUST(cuMemAddressReserve(&own, 8 << 20, 0, 0, 0));
+	MUST(cuMemMap(own, 8 << 20, 0, handle, 0));
+	use(own, 8 << 20, 0);
+	mark(own, 8 << 20, 7);
+	ok(cycle("with shared memory") && marked(own, 8 << 20, 7), "it stays while the rest is parked");
+	MUST(cuMemRelease(handle));
+	MUST(cuMemUnmap(own, 8 << 20));
+	ok(hook_report()->left_bytes[CUDAPOOL_LEFT_SHARED] == 0, "and is forgotten when it is freed");
+	MUST(cuDevicePrimaryCtxRelease_v2(0));
+	ok(hook_report()->parked_bytes == 0, "the last release of a primary context takes its memory");
+	MUST(cuDevicePrimaryCtxRetain(&primary, 0));
+	MUST(cuCtxSetCurrent(primary));
+	MUST(cuMemAlloc_v2(&a, 3 << 20));
+	MUST(cuDevicePrimaryCtxRetain(&primary, 0));
+	MUST(cuDevicePrimaryCtxRelease_v2(0));
+	ok(hook_report()->parked_bytes == 4 << 20 && reachable(a), "another one does not");
+	MUST(cuDevicePrimaryCtxReset_v2(0));
+	ok(hook_report()->parked_bytes == 0, "a reset does");
+}
+
+/* The driver does not do what we need (SOFTCUDA_FAULTS says what): the application has memory all the same. */
+static void refused(void)
+{
+	CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+				    .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
+	CUmemGenericAllocationHandle handle;
+	const struct cudapool_page *page;
+	size_t before, after, total;
+	CUdeviceptr ptr, other;
+
+	begin(0);
+	MUST(cuMemGetInfo_v2(&before, &total));
+	MUST(cuMemAlloc_v2(&ptr, 20 << 20));
+	mark(ptr, 20 << 20, 1);
+	page = hook_report();
+	ok(page->parked_bytes == 0 && page->left_bytes[CUDAPOOL_LEFT_REFUSED] == 20 << 20,
+	   "an allocation is the driver's own, and counted");
+	MUST(cuMemAlloc_v2(&other, 20 << 20));
+	ok(hook_report()->parked_bytes == 20 << 20, "the next one is ours");
+	ok(cycle("with both") && marked(ptr, 20 << 20, 1), "one is parked, the other stays");
+	MUST(cuMemFree_v2(ptr));
+	MUST(cuMemFree_v2(other));
+	ok(cu.cuMemCreate(&handle, 4 << 20, &prop, 0) == CUDA_SUCCESS && !cu.cuMemRelease(handle),
+	   "so is what the application makes");
+	MUST(cuMemGetInfo_v2(&after, &total));
+	ok(before == after, "nothing is lost on the way");
+}
+
+/* Detaching fails in the middle (the second cuMemUnmap): the rest comes out, that one stays, and all goes back. */
+static void stuck(void)
+{
+	CUdeviceptr ptr[4];
+	int i, count = 4;
+	bool good = true;
+
+	begin(0);
+	for (i = 0; i < count; i++) {
+		MUST(cuMemAlloc_v2(&ptr[i], 4 << 20));
+		mark(ptr[i], 4 << 20, i);
+	}
+	ok(hook_park(fds, MOST) == -(int)CUDA_ERROR_UNMAP_FAILED, "a piece cannot be unmapped");
+	ok(!reachable(ptr[0]) && reachable(ptr[1]) && !reachable(ptr[2]) && !reachable(ptr[3]), "the others are out");
+	ok(hook_unpark(fds, count) == 0, "what came out goes back");
+	for (i = 0; i < count; i++)
+		good &= marked(ptr[i], 4 << 20, i);
+	ok(good && cycle("again"), "and all is well, also the next time");
+	for (i = 0; i < count; i++)
+		good &= marked(ptr[i], 4 << 20, i) && !cu.cuMemFree_v2(ptr[i]);
+	ok(good, "and can be freed");
+}
+
+/* What the software driver lacks, with another one that has it (newer.c). */
+static void beyond(void)
+{
+	struct {
+		size_t width, height;
+		uint32_t format, channels;
+	} descriptor = {100, 50, 0x20, 4};
+	CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+				    .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
+	void *lib = dlopen("libcuda.so.1", RTLD_NOW), *array;
+	CUresult (*array_create)(void **, const void *) = dlsym(lib, "cuArrayCreate_v2");
+	CUresult (*array_destroy)(void *) = dlsym(lib, "cuArrayDestroy");
+	CUresult (*bind)(CUmemGenericAllocationHandle, size_t, CUmemGenericAllocationHandle, size_t, size_t,
+			 unsigned long long) = dlsym(lib, "cuMulticastBindMem");
+	CUmemGenericAllocationHandle handle;
+
+	begin(0);
+	must(array_create(&array, &descriptor), "cuArrayCreate");
+	ok(hook_report()->left_bytes[CUDAPOOL_LEFT_ARRAY] == 100 * 50 * 4 * 4, "an array is counted");
+	ok(array_destroy(&lib) != CUDA_SUCCESS && hook_report()->left_bytes[CUDAPOOL_LEFT_ARRAY] == 80000,
+	   "until it is really destroyed");
+	must(array_destroy(array), "cuArrayDestroy");
+	ok(hook_report()->left_bytes[CUDAPOOL_LEFT_ARRAY] == 0, "then it is not");
+	MUST(cuMemCreate(&handle, 2 * CUDAPOOL_PIECE_MAX, &prop, 0));
+	ok(bind(0, 0, handle, 0, 3 * CUDAPOOL_PIECE_MAX, 0) != CUDA_SUCCESS &&
+		   hook_report()->parked_bytes == 2 * CUDAPOOL_PIECE_MAX,
+	   "more than a handle has cannot be bound to a multicast object");
+	ok(bind(0, 0, handle, 0, 2 * CUDAPOOL_PIECE_MAX, 0) == CUDA_SUCCESS && hook_report()->parked_bytes == 0 &&
+		   hook_report()->left_bytes[CUDAPOOL_LEFT_SHARED] == 2 * CUDAPOOL_PIECE_MAX,
+	   "what is bound to one is shared");
+	MUST(cuMemRelease(handle));
+	ok(hook_report()->left_bytes[CUDAPOOL_LEFT_SHARED] == 0, "and forgotten when it is freed");
+}
+
+/* Pools for stream-ordered allocation are parked as a whole; what they can spare is not. */
+static void ordered(void)
+{
+	uint64_t keep = UINT64_MAX, none = 0, reserved;
+	CUdeviceptr a, b, c, plain;
+	CUmemoryPool pool;
+	CUstream stream;
+	int count;
+
+	begin(0);
+	MUST(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+	MUST(cuDeviceGetDefaultMemPool(&pool, 0));
+	MUST(cuMemPoolSetAttribute(pool, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, &keep));
+	MUST(cuMemAllocAsync(&a, 10 << 20, stream));
+	MUST(cuMemAllocAsync(&b, 10 << 20, stream));
+	MUST(cuMemAllocAsync(&c, 50 << 20, stream));
+	MUST(cuStreamSynchronize(stream));
+	mark(a, 10 << 20, 1);
+	mark(b, 10 << 20, 2);
+	mark(c, 50 << 20, 3);
+	MUST(cuMemFreeAsync(b, stream));
+	MUST(cuStreamSynchronize(stream));
+	MUST(cuMemPoolGetAttribute(pool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &reserved));
+	ok(hook_report()->parked_bytes == reserved && reserved == 96 << 20, "all that a pool has reserved is parked");
+	ok(cycle("first") && cycle("second") && marked(a, 10 << 20, 1) && marked(c, 50 << 20, 3), "and comes back");
+	MUST(cuMemAllocAsync(&plain, 20 << 20, stream));
+	ok(plain == b, "what was freed before is allocated after");
+	MUST(cuMemFreeAsync(plain, stream));
+	MUST(cuMemFreeAsync(c, stream));
+	MUST(cuStreamSynchronize(stream));
+	MUST(cuMemPoolSetAttribute(pool, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, &none));
+	count = hook_park(fds, MOST);
+	ok(count == 32 / 8 && !hook_unpark(fds, count) && marked(a, 10 << 20, 1),
+	   "what is beyond the pool's threshold is released before");
+	MUST(cuMemAlloc_v2(&plain, 6 << 20));
+	ok(!cu.cuMemFreeAsync(plain, stream) && cu.cuMemFree_v2(plain) == CUDA_ERROR_INVALID_VALUE,
+	   "what cuMemAlloc gave can be freed in a stream");
+	MUST(cuMemFreeAsync(a, stream));
+	MUST(cuStreamSynchronize(stream));
+	ok(hook_park(fds, MOST) == 0, "when all is freed nothing is parked");
+}
+
+/* A pool that gives up memory for this process. */
+static struct {
+	CUcontext context;
+	struct cudapool_page *page;
+	CUdeviceptr hog;
+	uint64_t bytes;
+	uint32_t device, seen;
+	bool answers;
+} giving;
+
+static void *give_up(void *unused)
+{
+	while (__atomic_load_n(&giving.page->want_seq, __ATOMIC_ACQUIRE) == giving.seen)
+		usleep(1000);
+	giving.device = giving.page->want_device;
+	giving.bytes = giving.page->want_bytes;
+	if (!giving.answers)
+		return NULL;
+	MUST(cuCtxSetCurrent(giving.context));
+	MUST(cuMemFree_v2(giving.hog));
+	giving.page->devices[0].evictable = 0;
+	__atomic_store_n(&giving.page->granted_seq, giving.page->want_seq, __ATOMIC_RELEASE);
+	syscall(SYS_futex, &giving.page->granted_seq, FUTEX_WAKE, 1, NULL, NULL, 0);
+	return NULL;
+}
+
+static void wanted(void)
+{
+	size_t before, after, total;
+	pthread_t pool;
+	CUdeviceptr ptr;
+	double start;
+
+	giving.context = begin(0);
+	giving.page = (struct cudapool_page *)hook_report();
+	MUST(cuMemGetInfo_v2(&before, &total));
+	MUST(cuMemAlloc_v2(&giving.hog, before - (16 << 20)));
+	ok(cu.cuMemAlloc_v2(&ptr, 40 << 20) == CUDA_ERROR_OUT_OF_MEMORY, "nobody would give up anything: no memory");
+	giving.page->devices[0].evictable = 100 << 20;
+	MUST(cuMemGetInfo_v2(&after, &total));
+	ok(after == (16 << 20) + (100 << 20), "what the pool would give up counts as free");
+	giving.page->devices[0].evictable = 1ull << 50;
+	MUST(cuMemGetInfo_v2(&after, &total));
+	ok(after == total, "but there is never more than there is");
+	pthread_create(&pool, NULL, give_up, NULL);
+	start = seconds(CLOCK_MONOTONIC);
+	ok(cu.cuMemAlloc_v2(&ptr, 40 << 20) == CUDA_ERROR_OUT_OF_MEMORY && seconds(CLOCK_MONOTONIC) - start < 8,
+	   "a pool that does not answer is not waited for for ever");
+	pthread_join(pool, NULL);
+	ok(giving.device == 0 && giving.bytes >= 24 << 20 && giving.bytes <= 40 << 20, "it was told what is missing");
+	giving.answers = true;
+	giving.seen = giving.page->want_seq;
+	pthread_create(&pool, NULL, give_up, NULL);
+	ok(cu.cuMemAlloc_v2(&ptr, 40 << 20) == CUDA_SUCCESS, "one that does gives up memory, and then there is enough");
+	pthread_join(pool, NULL);
+}
+
+int main(int argc, char **argv)
+{
+	static const struct {
+		const char *name;
+		void (*run)(void);
+	} runs[] = {{"cycles", cycles}, {"little", little}, {"many", many}, {"peers", peers}, {"counted", counted},
+		    {"ordered", ordered}, {"wanted", wanted},   {"beyond", beyond},
+		    {"refused", refused}, {"stuck", stuck}};
+	struct rlimit files;
+	unsigned i;
+
+	getrlimit(RLIMIT_NOFILE, &files);
+	files.rlim_cur = files.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &files);
+	cu = memory_api();
+	hook_park = (__typeof__(hook_park))dlsym(RTLD_DEFAULT, "hook_park");
+	hook_unpark = (__typeof__(hook_unpark))dlsym(RTLD_DEFAULT, "hook_unpark");
+	hook_peers = (__typeof__(hook_peers))dlsym(RTLD_DEFAULT, "hook_peers");
+	hook_report = (__typeof__(hook_report))dlsym(RTLD_DEFAULT, "hook_report");
+	for (i = 0; argc > 1 && hook_park && i < sizeof(runs) / sizeof(runs[0]); i++) {
+		if (strcmp(runs[i].name, argv[1]))
+			continue;
+		runs[i].run();
+		printf("1..%d\n", points);
+		return failed != 0;
+	}
+	fprintf(stderr, "no such run, or without the shim that has the hooks\n");
+	return 2;
+}

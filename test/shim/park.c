@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: MIT
+/* Parking and unparking by a pool of the test's own, in the same process: park WHAT. */
+#include "gpu.h"
+
+#include <dirent.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+
+#include "fake_pool.h"
+
+#define MIB (1ul << 20)
+#define LIMIT_MS 1000 /* of parks that are to fail; memory that had come back is copied within it */
+#define BLOCKS 70 /* more than one batch */
+
+static struct fake_pool pool;
+static CUdeviceptr block[BLOCKS];
+static int blocks = BLOCKS;
+
+static size_t bytes_of(int i)
+{
+	return (2 + i % 10 / 9 * 2) * MIB;
+}
+
+static void allocate(void)
+{
+	int i;
+
+	gpu_begin();
+	for (i = 0; i < blocks; i++) {
+		MUST(cuMemAlloc_v2(&block[i], bytes_of(i)));
+		must(gpu_fill(block[i], bytes_of(i), i, NULL, false), "fill");
+	}
+	if (fake_pool_find(&pool, getpid())) {
+		printf("Bail out! no control page\n");
+		exit(2);
+	}
+}
+
+static bool all_hold(void)
+{
+	bool same = true;
+	int i;
+
+	for (i = 0; i < blocks; i++)
+		same = same && gpu_holds(block[i], bytes_of(i), i);
+	return same;
+}
+
+static int descriptors(void)
+{
+	DIR *dir = opendir("/proc/self/fd");
+	int n = 0;
+
+	while (dir && readdir(dir))
+		n++;
+	if (dir)
+		closedir(dir);
+	return n;
+}
+
+/* A call that would touch memory, in another thread: has it returned? */
+static volatile int touched;
+static void *touch(void *unused)
+{
+	uint32_t word;
+
+	gpu.cuCtxSetCurrent(gpu.ctx);
+	touched = gpu.cuMemcpyDtoH_v2(&word, block[0], 4) == CUDA_SUCCESS ? 1 : 2;
+	return unused;
+}
+
+static void cycles(void)
+{
+	pthread_t thread;
+	uint64_t parked = 0;
+	int i, fds, before;
+	size_t free_before, free_after, total;
+
+	allocate();
+	MUST(cuMemGetInfo_v2(&free_before, &total));
+	fds = descriptors();
+	for (i = 0; i < blocks; i++)
+		parked += bytes_of(i);
+	for (i = 0; i < 3; i++) {
+		ok(fake_pool_park(&pool, 10000) == 0, "parks");
+		ok(pool.begin.bytes == parked && pool.pieces == BLOCKS && pool.begin.devices == 1, "everything");
+		ok(pool.page->park_state == CUDAPOOL_PARK_PARKED && pool.page->channel_fd == -1, "and says so");
+		/* The next command is carried out when this one is over, and the channel closed. */
+		fake_pool_command(&pool, CUDAPOOL_PAGE_PING, 1000);
+		before = descriptors();
+		ok(before == fds + BLOCKS, "only the pool's descriptors are open");
+		touched = 0;
+		pthread_create(&thread, NULL, touch, NULL);
+		sleep_ms(50);
+		ok(!touched, "a call waits");
+		ok(fake_pool_command(&pool, CUDAPOOL_PAGE_PARK, 1000) == -EALREADY, "it cannot be parked again");
+		ok(fake_pool_unpark(&pool, 10000) == 0, "unparks");
+		ok(pool.end.held == 1, "one thread was waiting");
+		pthread_join(thread, NULL);
+		ok(touched == 1, "and has gone on");
+		ok(pool.page->park_state == CUDAPOOL_PARK_OPEN, "and says so");
+		ok(fake_pool_command(&pool, CUDAPOOL_PAGE_UNPARK, 1000) == -EALREADY, "it cannot be unparked again");
+		ok(descriptors() == fds, "no descriptor is left");
+		ok(all_hold(), "memory is as it was");
+		MUST(cuMemGetInfo_v2(&free_after, &total));
+		ok(free_after == free_before, "so is what is free");
+		printf("# gate %u drain %u copy %u export %u map %u us\n", pool.end.phase_us[0], pool.end.phase_us[1],
+		       pool.end.phase_us[2], pool.end.phase_us[3], pool.end.phase_us[4]);
+		/* What is allocated and freed in between takes part the next time. */
+		MUST(cuMemFree_v2(block[7]));
+		MUST(cuMemAlloc_v2(&block[7], bytes_of(7)));
+		must(gpu_fill(block[7], bytes_of(7), 7, NULL, false), "fill");
+	}
+	for (i = 0; i < blocks; i++)
+		MUST(cuMemFree_v2(block[i]));
+	ok(fake_pool_park(&pool, 10000) == 0 && pool.begin.pieces == 0, "parks nothing");
+	ok(fake_pool_unpark(&pool, 10000) == 0, "and gets it back");
+}
+
+/* A pool that dies or lies at each point of a park and of an unpark. */
+static void pools(void)
+{
+	static const char *const names[FAKE_POOL_POINTS] = {
+		[FAKE_POOL_DIES_UNHEARD] = "that never answers",
+		[FAKE_POOL_DIES_AT_BEGIN] = "that dies at BEGIN",
+		[FAKE_POOL_DIES_AT_PIECES] = "that dies at PIECES",
+		[FAKE_POOL_DIES_BEFORE_GO] = "that dies before GO, or the last batch",
+		[FAKE_POOL_DIES_AFTER_GO] = "that dies before END",
+		[FAKE_POOL_LIES_ACK] = "that counts wrongly",
+		[FAKE_POOL_LIES_TYPE] = "with messages of no type",
+		[FAKE_POOL_LIES_MAGIC] = "with messages of another protocol",
+		[FAKE_POOL_LIES_SHORT] = "with messages that end early",
+		[FAKE_POOL_LIES_TOKEN] = "with another park's token",
+		[FAKE_POOL_LIES_COUNT] = "with too many pieces",
+		[FAKE_POOL_LIES_BYTES] = "with a piece of another size",
+		[FAKE_POOL_LIES_UUID] = "with another device",
+		[FAKE_POOL_LIES_FDS] = "with too few descriptors",
+		[FAKE_POOL_LIES_GARBAGE] = "with descriptors of something else",
+		[FAKE_POOL_LATE] = "that is late",
+		[FAKE_POOL_EARLY_GO] = "that says GO too early",
+	};
+	static const int park_errors[FAKE_POOL_POINTS] = {
+		[FAKE_POOL_LIES_ACK] = -EPROTO,	  [FAKE_POOL_LIES_TYPE] = -EPROTO,  [FAKE_POOL_LIES_MAGIC] = -EPROTO,
+		[FAKE_POOL_LIES_SHORT] = -EPROTO, [FAKE_POOL_LATE] = -ETIMEDOUT,    [FAKE_POOL_EARLY_GO] = -EPROTO,
+	};
+	static const int unpark_errors[FAKE_POOL_POINTS] = {
+		[FAKE_POOL_LIES_ACK] = -EPROTO,	  [FAKE_POOL_LIES_TYPE] = -EPROTO,  [FAKE_POOL_LIES_MAGIC] = -EPROTO,
+		[FAKE_POOL_LIES_SHORT] = -EPROTO, [FAKE_POOL_LIES_TOKEN] = -ESTALE, [FAKE_POOL_LIES_COUNT] = -EPROTO,
+		[FAKE_POOL_LIES_BYTES] = -EPROTO, [FAKE_POOL_LIES_UUID] = -EXDEV,   [FAKE_POOL_LIES_FDS] = -EPROTO,
+		[FAKE_POOL_LIES_GARBAGE] = -EIO,  [FAKE_POOL_LATE] = -ETIMEDOUT,
+	};
+	char what[256];
+	int at, err, fds;
+	long begun;
+
+	blocks = 8;
+	allocate();
+	fds = descriptors();
+	for (at = FAKE_POOL_HONEST + 1; at < FAKE_POOL_POINTS; at++) {
+		pool.at = at;
+		begun = now_ms();
+		if (at < FAKE_POOL_LIES_TOKEN || at >= FAKE_POOL_LATE) {
+			err = fake_pool_park(&pool, LIMIT_MS);
+			snprintf(what, sizeof(what), "a park by a pool %s fails (%d)", names[at], err);
+			ok(err == (park_errors[at] ? park_errors[at] : -ECANCELED), what);
+			/* The next command is carried out when this one is over. */
+			fake_pool_command(&pool, CUDAPOOL_PAGE_PING, 10000);
+			snprintf(what, sizeof(what), "and within its limit (%ld ms)", now_ms() - begun);
+			ok(now_ms() - begun < LIMIT_MS + 1500, what);
+			if (at == FAKE_POOL_DIES_AFTER_GO) {
+				ok(pool.page->park_state == CUDAPOOL_PARK_PARKED, "after GO it is parked");
+			} else {
+				ok(pool.page->park_state == CUDAPOOL_PARK_OPEN, "the gate is open");
+				ok(gpu_holds(block[1], bytes_of(1), 1), "and memory is where it was");
+				ok(descriptors() == fds, "and nothing is left open");
+			}
+		}
+		pool.at = FAKE_POOL_HONEST;
+		if (pool.page->park_state == CUDAPOOL_PARK_OPEN && fake_pool_park(&pool, 10000))
+			ok(false, "parks all the same");
+		if (at != FAKE_POOL_EARLY_GO) {
+			pool.at = at;
+			begun = now_ms();
+			err = fake_pool_unpark(&pool, LIMIT_MS);
+			snprintf(what, sizeof(what), "an unpark by a pool %s fails (%d)", names[at], err);
+			ok(at == FAKE_POOL_DIES_AFTER_GO ? err == -ECANCELED
+							 : err == (unpark_errors[at] ? unpark_errors[at] : -ECANCELED),
+			   what);
+			fake_pool_command(&pool, CUDAPOOL_PAGE_PING, 10000);
+			ok(now_ms() - begun < LIMIT_MS + 1500, "and within its limit");
+		}
+		pool.at = FAKE_POOL_HONEST;
+		if (at == FAKE_POOL_DIES_AFTER_GO || at == FAKE_POOL_DIES_AT_PIECES) { /* there is one batch */
+			ok(pool.page->park_state == CUDAPOOL_PARK_OPEN, "with all pieces there it is unparked");
+			fake_pool_forget(&pool);
+		} else {
+			ok(pool.page->park_state == CUDAPOOL_PARK_PARKED, "it is parked still");
+			err = fake_pool_unpark(&pool, 10000);
+			snprintf(what, sizeof(what), "and can be unparked (%d, %s)", err, err ? pool.end.text : "");
+			ok(err == 0, what);
+		}
+		fake_pool_command(&pool, CUDAPOOL_PAGE_PING, 1000);
+		ok(descriptors() == fds, "with nothing left open");
+	}
+	ok(all_hold(), "after all that memory is as it was");
+}
+
+/* Few descriptors are left in the process. */
+static void few(void)
+{
+	struct rlimit limit;
+	int status;
+	pid_t child;
+	int go[2], done[2];
+	char c;
+
+	if (pipe(go) || pipe(done))
+		exit(2);
+	child = fork();
+	if (!child) {
+		allocate();
+		getrlimit(RLIMIT_NOFILE, &limit);
+		limit.rlim_cur = descriptors() + 8;
+		setrlimit(RLIMIT_NOFILE, &limit);
+		if (write(done[1], "x", 1) != 1 || read(go[0], &c, 1) != 1)
+			_exit(3);
+		_exit(all_hold() ? 0 : 1);
+	}
+	if (read(done[0], &c, 1) != 1)
+		exit(2);
+	ok(fake_pool_find(&pool, child) == 0, "its page is found from outside");
+	ok(fake_pool_park(&pool, 10000) == 0 && pool.pieces == BLOCKS, "parks all pieces");
+	ok(fake_pool_unpark(&pool, 10000) == 0, "and unparks them");
+	if (write(go[1], "x", 1) != 1)
+		exit(2);
+	waitpid(child, &status, 0);
+	ok(WIFEXITED(status) && WEXITSTATUS(status) == 0, "memory is as it was");
+}
+
+/* What has no CUDA cannot be parked, and what is switched off is not. */
+static void nothing(void)
+{
+	gpu_load();
+	fake_pool_find(&pool, getpid());
+	ok(fake_pool_park(&pool, 1000) == -ENODATA, "before cuInit there is nothing to park");
+	MUST(cuInit(0));
+	ok(fake_pool_park(&pool, 1000) == -ENODATA, "nor without a context");
+	MUST(cuDevicePrimaryCtxRetain(&gpu.ctx, 0));
+	if (getenv("CUDAPOOL_PARK")) {
+		ok(fake_pool_park(&pool, 1000) == -EOPNOTSUPP, "where it is switched off, it is not done");
+		ok(strstr(pool.page->reason, "CUDAPOOL_PARK"), "and the page says why");
+	} else {
+		ok(fake_pool_park(&pool, 1000) == 0 && fake_pool_unpark(&pool, 1000) == 0, "a context can be, without memory");
+	}
+}
+
+int main(int argc, char **argv)
+{
+	static const struct {
+		const char *name;
+		void (*run)(void);
+	} table[] = {{"cycles", cycles}, {"pools", pools}, {"few", few}, {"nothing", nothing}};
+	unsigned i;
+
+	for (i = 0; i < sizeof(table) / sizeof(table[0]); i++)
+		if (argc == 2 && !strcmp(table[i].name, argv[1]))
+			table[i].run();
+	fake_pool_close(&pool);
+	return tap_end();
+}

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT
+// The gate, and parking by a pool of the tests' own: captures, graphs, callbacks, waits, deadlines, and pools that die or lie.
+import { join } from 'node:path';
+import t from 'tap';
+import { buildSnippets, built, runTap, softCuda } from '../support/index.ts';
+
+const out = await buildSnippets('shim');
+const program = (name: string): string => join(out, name);
+const preload = { LD_PRELOAD: built.shim, SOFTCUDA_DEVICES: '2' };
+
+t.test('the gate by itself', async (t) => {
+  for (const args of [[], ['careful'], ['refused']]) await runTap(t, program('gate_unit'), args);
+});
+
+t.test('what the stubs pass on', async (t) => {
+  const env = { ...softCuda(t).env, LD_LIBRARY_PATH: join(out, 'plain') };
+  await runTap(t, program('arguments'), [], env, 'without the shim');
+  await runTap(t, program('arguments'), [], { ...env, LD_PRELOAD: built.shim }, 'with it');
+});
+
+t.test('parking', async (t) => {
+  for (const what of ['nothing', 'cycles', 'pools', 'few']) {
+    await runTap(t, program('park'), [what], { ...softCuda(t).env, ...preload });
+  }
+  await runTap(t, program('park'), ['nothing'], { ...softCuda(t).env, ...preload, CUDAPOOL_PARK: '0' }, 'switched off');
+});
+
+t.test('applications that are parked', async (t) => {
+  const scenes = [
+    'load',
+    'captures',
+    'plain_captures',
+    'graphs',
+    'streams',
+    'callbacks',
+    'locks',
+    'deadlines',
+    'errors',
+  ];
+  for (const what of [...scenes, 'processes']) {
+    await runTap(t, program('gate'), [what], { ...softCuda(t).env, ...preload });
+  }
+});
