@@ -28,7 +28,8 @@ static char loss[CUDAPOOL_TEXT_LEN] = "died"; /* what became of the last worker 
 const char *action_name(enum cudapool_op op)
 {
 	static const char *const names[] = {"?",          "state",   "restore-tid", "lock",
-					    "checkpoint", "restore", "unlock",      "shim"};
+					    "checkpoint", "restore", "unlock",      "shim",
+					    "unpark"};
 
 	return op <= CUDAPOOL_OP_LAST ? names[op] : names[0];
 }

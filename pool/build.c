@@ -4,6 +4,7 @@
 
 #include <elf.h>
 #include <link.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -46,11 +47,15 @@ static int look_at_object(struct dl_phdr_info *info, size_t size, void *unused)
 	return 1; /* the first object is the program itself: no other counts */
 }
 
+static void look(void)
+{
+	dl_iterate_phdr(look_at_object, NULL);
+}
+
 const char *build_name(void)
 {
-	static int looked;
+	static pthread_once_t once = PTHREAD_ONCE_INIT; /* the worker's jobs ask as well */
 
-	if (!looked++)
-		dl_iterate_phdr(look_at_object, NULL);
+	pthread_once(&once, look);
 	return name;
 }

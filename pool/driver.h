@@ -6,13 +6,36 @@
 #include <cuda.h>
 #include <stddef.h>
 
-/* Every driver function that the pool calls, once: X(name, what the pool needs it for). */
+/* Every driver function that the pool calls, once: X(name as exported, what the pool needs it for). */
 #define DRIVER_FUNCTIONS(X)                                                                                            \
 	X(cuInit, DRIVER_BASIC)                                                                                        \
 	X(cuDriverGetVersion, DRIVER_BASIC)                                                                            \
 	X(cuDeviceGetCount, DRIVER_BASIC)                                                                              \
 	X(cuDeviceGet, DRIVER_BASIC)                                                                                   \
+	X(cuDeviceGetUuid_v2, DRIVER_BASIC)                                                                            \
 	X(cuDevicePrimaryCtxRetain, DRIVER_BASIC)                                                                      \
+	X(cuCtxSetCurrent, DRIVER_BASIC)                                                                               \
+	X(cuStreamCreate, DRIVER_BASIC)                                                                                \
+	X(cuStreamSynchronize, DRIVER_BASIC)                                                                           \
+	X(cuEventCreate, DRIVER_BASIC)                                                                                 \
+	X(cuEventRecord, DRIVER_BASIC)                                                                                 \
+	X(cuEventSynchronize, DRIVER_BASIC)                                                                            \
+	X(cuMemGetInfo_v2, DRIVER_BASIC)                                                                               \
+	X(cuMemHostAlloc, DRIVER_BASIC)                                                                                \
+	X(cuMemFreeHost, DRIVER_BASIC)                                                                                 \
+	X(cuMemcpyHtoDAsync_v2, DRIVER_BASIC)                                                                          \
+	X(cuMemcpyDtoHAsync_v2, DRIVER_BASIC)                                                                          \
+	X(cuMemcpyDtoDAsync_v2, DRIVER_BASIC)                                                                          \
+	X(cuMemsetD8Async, DRIVER_BASIC)                                                                               \
+	X(cuMemCreate, DRIVER_BASIC)                                                                                   \
+	X(cuMemRelease, DRIVER_BASIC)                                                                                  \
+	X(cuMemAddressReserve, DRIVER_BASIC)                                                                           \
+	X(cuMemAddressFree, DRIVER_BASIC)                                                                              \
+	X(cuMemMap, DRIVER_BASIC)                                                                                      \
+	X(cuMemUnmap, DRIVER_BASIC)                                                                                    \
+	X(cuMemSetAccess, DRIVER_BASIC)                                                                                \
+	X(cuMemExportToShareableHandle, DRIVER_BASIC)                                                                  \
+	X(cuMemImportFromShareableHandle, DRIVER_BASIC)                                                                \
 	X(cuGetErrorName, DRIVER_BASIC)                                                                                \
 	X(cuCheckpointProcessGetState, DRIVER_CHECKPOINT)                                                              \
 	X(cuCheckpointProcessGetRestoreThreadId, DRIVER_CHECKPOINT)                                                    \

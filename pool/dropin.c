@@ -15,12 +15,12 @@
 #include "client.h"
 #include "log.h"
 #include "options.h"
+#include "parked.h"
 #include "process.h"
-#include "spawn.h"
+#include "reach.h"
 
 #define TOOL            "cuda-checkpoint"
 #define VISITED         "CUDAPOOL_DROPIN_VISITED" /* environment: drop-ins that already passed the request on */
-#define START_LIMIT_MS  5000
 #define ACTION_LIMIT_MS 3660000 /* the pool's own limit is at most an hour, and it is the one that counts */
 #define RELEASE_MS      5000
 #define PID_LIMIT       4194304 /* the kernel's own */
@@ -216,31 +216,16 @@ static int owner(void)
 	return pid;
 }
 
-/* Connects, to a pool started now if there is none; client->text says why not. */
+/* client->text says why not. */
 static int reach_pool(struct cudapool_client *client, const struct cudapool_options *options, int owner_pid)
 {
-	struct cudapool_hello hello = {.role = CUDAPOOL_ROLE_DROPIN,
-				       .owner_pid = owner_pid,
-				       .wait_ms = options->wait_ms,
-				       .streams = options->streams,
-				       .chunk_mb = options->chunk_mb};
-	int ret = cudapool_client_connect(client, options->socket, &hello);
-	unsigned idle_s;
+	struct cudapool_hello hello = {
+		.role = CUDAPOOL_ROLE_DROPIN, .owner_pid = owner_pid, .wait_ms = options->wait_ms};
+	char started[CUDAPOOL_TEXT_LEN];
+	int ret = cudapool_reach(client, options, &hello, started);
 
-	if ((ret == -ENOENT || ret == -ECONNREFUSED) && options->start) {
-		idle_s = options->source[CUDAPOOL_OPTION_idle_s] == CUDAPOOL_SOURCE_DEFAULT ? CUDAPOOL_SPAWN_IDLE_S
-											    : options->idle_s;
-		ret = cudapool_spawn(options->daemon, options->socket, idle_s, START_LIMIT_MS, client->text);
-		if (!ret) {
-			cudapool_log(CUDAPOOL_LOG_INFO, "%s", client->text);
-			ret = cudapool_client_connect(client, options->socket, &hello);
-		}
-	}
-	if (!ret && client->welcome.worker_state == CUDAPOOL_WORKER_FAILED) {
-		cudapool_client_close(client);
-		memcpy(client->text, client->welcome.text, sizeof(client->text));
-		ret = -ENODEV;
-	}
+	if (started[0])
+		cudapool_log(CUDAPOOL_LOG_INFO, "%s", started);
 	return ret;
 }
 
@@ -391,6 +376,14 @@ int main(int argc, char **argv)
 		return fflush(stdout) ? EXIT_FAILED : EXIT_WELL;
 	if (begun) {
 		fprintf(stderr, TOOL ": %s\n", text);
+		return EXIT_FAILED;
+	}
+	/* No other tool can map it back, and once the process runs nobody would be asked again. */
+	if ((request.what == ACTION || request.what == TOGGLE) && cudapool_parked_says(request.pid)) {
+		fprintf(stderr,
+			TOOL ": the GPU memory of process %d is parked, which only a pool can map back: %s; then "
+			     "cuda-checkpoint --toggle --pid %d\n",
+			request.pid, text, request.pid);
 		return EXIT_FAILED;
 	}
 	pass_on(argv, text);

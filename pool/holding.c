@@ -1,37 +1,44 @@
 // SPDX-License-Identifier: MIT
-/* Holdings: processes that the pool has locked or checkpointed for somebody, and how they are given back. */
+/* Holdings: the book of processes that the pool has locked, checkpointed or parked, and for whom. */
 #include "holding.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 
 #include "log.h"
-#include "session.h"
 #include "status.h"
-
-#define STOPPED_MS   100 /* between two looks at a process with stopped threads */
-#define AGAIN_MS     250 /* before the second attempt to give back; doubles */
-#define ATTEMPTS_MAX 8   /* half a minute in all */
-#define LATE_LOOKS   4   /* four seconds in all */
 
 static LIST_HEAD(, holding) holdings = LIST_HEAD_INITIALIZER(holdings);
 static unsigned count;
+static struct holding_hooks hooks;
 
-static void give_back(struct holding *holding);
+void holding_init(const struct holding_hooks *given)
+{
+	hooks = *given;
+}
+
+/* ---- the journal ------------------------------------------------------------------------------ */
 
 static void fill_record(const struct holding *holding, struct journal_record *record)
 {
 	*record = (struct journal_record){
-		.owner_pid = holding->owner->process.pid,
-		.owner_start = holding->owner->process.start,
 		.pid = holding->process.pid,
 		.start = holding->process.start,
 		.held = holding->held,
 		.pending = holding->pending,
 		.before = holding->before,
 	};
+	if (holding->owner) {
+		record->owner_pid = holding->owner->process.pid;
+		record->owner_start = holding->owner->process.start;
+	}
+	if (holding->held & JOURNAL_HELD_PARKED) {
+		memcpy(record->token, holding->token, sizeof(record->token));
+		memcpy(record->dir, holding->dir, sizeof(record->dir));
+	}
 }
 
 /* For journal_rewrite(): one living record after the other. */
@@ -68,6 +75,13 @@ static int write_down(const struct holding *holding)
 	return err;
 }
 
+void holding_write(struct holding *holding)
+{
+	write_down(holding);
+}
+
+/* ---- beginning and end -------------------------------------------------------------------------- */
+
 struct holding *holding_find(const struct process *process)
 {
 	struct holding *holding;
@@ -78,23 +92,58 @@ struct holding *holding_find(const struct process *process)
 	return NULL;
 }
 
-static void drop(struct holding *holding, bool failed)
+static void leave_owner(struct holding *holding, bool failed)
 {
 	struct owner *owner = holding->owner;
 
+	if (!owner)
+		return;
+	LIST_REMOVE(holding, of_owner);
+	owner->held--;
+	holding->owner = NULL;
+	hooks.left(owner, failed);
+	owner_put(owner);
+}
+
+/* What the store has for it. The process has ended, or has got what is its own, or can never get it. */
+static void let_go_of_memory(struct holding *holding)
+{
+	if (holding->gifted)
+		store_gave(&holding->gift, false);
+	holding->gifted = false;
+	if (holding->park)
+		store_orphaned(holding->park);
+	holding->park = NULL;
+}
+
+void holding_drop(struct holding *holding, bool failed)
+{
+	let_go_of_memory(holding);
 	holding->held = 0;
 	holding->pending = 0;
 	write_down(holding); /* if that fails, the next keeper asks the driver about one process more */
 	loop_unwatch(&holding->death);
-	loop_timer_cancel(&holding->again);
 	LIST_REMOVE(holding, all);
-	LIST_REMOVE(holding, of_owner);
-	process_close(&holding->process);
-	free(holding);
 	count--;
 	if (journal_is_long())
 		compact();
-	session_holding_gone(owner, failed);
+	hooks.dropped(holding);
+	leave_owner(holding, failed);
+	process_close(&holding->process);
+	free(holding);
+}
+
+void holding_forget(struct holding *holding, bool failed)
+{
+	if (!(holding->held & JOURNAL_HELD_PARKED) && !holding->gifted && !holding->operation) {
+		holding_drop(holding, failed);
+		return;
+	}
+	/* Its memory stays the store's until somebody unparks it, or the process ends. */
+	holding->held &= JOURNAL_HELD_PARKED;
+	hooks.dropped(holding);
+	leave_owner(holding, failed);
+	write_down(holding);
 }
 
 static void process_died(struct loop_watch *watch, uint32_t events)
@@ -102,15 +151,12 @@ static void process_died(struct loop_watch *watch, uint32_t events)
 	struct holding *holding = container_of(watch, struct holding, death);
 
 	loop_unwatch(watch);
-	if (holding->pending || holding->undoing)
-		holding->gone = true; /* the end of the action finds it so */
-	else
-		drop(holding, false);
-}
-
-static void try_again(struct loop_timer *timer)
-{
-	give_back(container_of(timer, struct holding, again));
+	if (holding->operation) {
+		holding->gone = true; /* the end of the operation finds it so */
+		hooks.died(holding->operation);
+	} else {
+		holding_drop(holding, false);
+	}
 }
 
 /* NULL: errno says why. Takes a reference of the owner. */
@@ -130,19 +176,34 @@ static struct holding *make(struct owner *owner, const struct process *process)
 		return NULL;
 	}
 	holding->death = (struct loop_watch){.fd = holding->process.fd, .ready = process_died};
-	holding->again.fire = try_again;
 	if (loop_watch(&holding->death, EPOLLIN)) {
 		process_close(&holding->process);
 		free(holding);
 		return NULL;
 	}
-	holding->owner = owner;
-	owner->references++;
 	LIST_INSERT_HEAD(&holdings, holding, all);
-	LIST_INSERT_HEAD(&owner->holdings, holding, of_owner);
 	count++;
+	holding->owner = owner;
+	if (owner) {
+		owner_hold(owner);
+		owner->held++;
+		LIST_INSERT_HEAD(&owner->holdings, holding, of_owner);
+	}
 	return holding;
 }
+
+void holding_set_operation(struct holding *holding, struct operation *operation)
+{
+	holding->operation = operation;
+	if (operation)
+		return;
+	if (holding->gone || (!holding->held && !holding->gifted))
+		holding_drop(holding, false);
+	else if (holding->undo)
+		hooks.idle(holding);
+}
+
+/* ---- what actions do to it ---------------------------------------------------------------------- */
 
 /* What `op` gets hold of, if it begins in state `before` and succeeds. */
 static uint32_t takes(enum cudapool_op op, int before)
@@ -158,6 +219,7 @@ int holding_begin(struct owner *owner, bool at_close, const struct process *proc
 {
 	struct holding *holding = holding_find(process);
 	uint32_t takes_now = takes(op, before);
+	bool made = false;
 	int err;
 
 	if (!holding) {
@@ -166,6 +228,7 @@ int holding_begin(struct owner *owner, bool at_close, const struct process *proc
 		holding = make(owner, process);
 		if (!holding)
 			return -errno;
+		made = true;
 	}
 	if (takes_now && owner == holding->owner)
 		holding->at_close = at_close;
@@ -176,8 +239,8 @@ int holding_begin(struct owner *owner, bool at_close, const struct process *proc
 		return 0;
 	/* What cannot be written down must not be taken: a keeper that is killed could not give it back. */
 	holding->pending = 0;
-	if (!holding->held)
-		drop(holding, false);
+	if (made)
+		holding_drop(holding, false);
 	return err;
 }
 
@@ -187,160 +250,100 @@ static bool is_unclear(int error)
 	return error == -EIO || error == -ETIMEDOUT;
 }
 
-void holding_end(const struct process *process, enum cudapool_op op, int error)
+void holding_end(struct holding *holding, enum cudapool_op op, int error)
 {
-	struct holding *holding = holding_find(process);
-
-	if (!holding || holding->pending != op)
+	if (holding->pending != op)
 		return;
 	/* Where it is unclear, it is held: giving back looks at the state first. */
 	holding->unclear |= is_unclear(error);
-	if (!error || is_unclear(error))
+	if ((!error || is_unclear(error)) && holding->owner)
 		holding->held |= takes(op, holding->before);
 	if (!error && op == CUDAPOOL_OP_RESTORE)
 		holding->held &= ~(uint32_t)JOURNAL_HELD_CHECKPOINTED;
 	if (!error && op == CUDAPOOL_OP_UNLOCK)
-		holding->held = 0;
+		holding->held &= JOURNAL_HELD_PARKED;
 	holding->pending = 0;
-	if (holding->undoing)
-		return; /* it waits in the queue behind this action, and sees to the rest */
-	if (!holding->held || holding->gone) {
-		drop(holding, false);
-		return;
-	}
 	write_down(holding);
-	if (holding->releasing)
-		give_back(holding);
 }
 
-static int undo_begins(struct action *action)
-{
-	struct holding *holding = container_of(action, struct holding, undo);
+/* ---- what parking does -------------------------------------------------------------------------- */
 
-	if (!holding->held)
-		return -ECANCELED; /* forgotten, or given back by the owner itself, while this waited */
-	holding->pending = action->op;
-	holding->before = action->before;
+static bool remember(struct holding *holding, const uint8_t token[CUDAPOOL_TOKEN_LEN], const char *dir)
+{
+	memcpy(holding->token, token, sizeof(holding->token));
+	return snprintf(holding->dir, sizeof(holding->dir), "%s", dir) < (int)sizeof(holding->dir);
+}
+
+int holding_park(struct owner *owner, bool at_close, const struct process *process, struct park *park, const char *dir,
+		 struct holding **result)
+{
+	struct holding *holding = holding_find(process);
+	bool made = !holding;
+	int err;
+
+	if (!holding)
+		holding = make(owner, process);
+	if (!holding)
+		return -errno;
+	if (owner == holding->owner)
+		holding->at_close = at_close;
+	err = remember(holding, store_token(park), dir) ? 0 : -ENAMETOOLONG;
+	holding->held |= JOURNAL_HELD_PARKED;
+	if (!err)
+		err = write_down(holding);
+	if (!err) {
+		holding->park = park;
+		*result = holding;
+		return 0;
+	}
+	holding->held &= ~(uint32_t)JOURNAL_HELD_PARKED;
+	if (made)
+		holding_drop(holding, false);
+	return err;
+}
+
+void holding_not_parked(struct holding *holding)
+{
+	holding->park = NULL;
+	holding->held &= ~(uint32_t)JOURNAL_HELD_PARKED;
 	write_down(holding);
-	return 0;
 }
 
-static void give_up(struct holding *holding, const struct action *action)
+struct holding *holding_for_gift(struct owner *owner, const struct process *process,
+				 const uint8_t token[CUDAPOOL_TOKEN_LEN], const char *dir)
 {
-	status_error(
-		"process %d could not be given back (%s: %.150s): try cuda-checkpoint --action %s --pid %d, or end it",
-		holding->process.pid, action_name(action->op), action->text, action_name(action->op),
-		holding->process.pid);
-	status_count_undo(false);
-	drop(holding, true);
+	struct holding *holding = holding_find(process);
+
+	if (!holding)
+		holding = make(owner, process);
+	if (holding)
+		remember(holding, token, dir); /* where that is cut, a later keeper looks in vain and says so */
+	return holding;
 }
 
-enum undo_step { UNDO_DONE, UNDO_NEXT, UNDO_AGAIN, UNDO_HOPELESS };
-
-/*
- * What follows from one step of giving back. -EALREADY: the process was found in another state than the one it was left
- * in. Somebody else was there, or the driver completed late what its caller did not live to see. Whatever
- * became of it since, what was locked for the owner is to run again.
- */
-static enum undo_step after_undo(struct holding *holding, const struct action *action)
+void holding_due(struct holding *holding)
 {
-	if (!action->error) {
-		holding->held &= action->op == CUDAPOOL_OP_RESTORE ? JOURNAL_HELD_LOCKED : 0u;
-		return holding->held ? UNDO_NEXT : UNDO_DONE;
+	holding->held |= JOURNAL_HELD_PARKED;
+	write_down(holding);
+}
+
+void holding_unparked(struct holding *holding, bool failed_dump)
+{
+	bool returned = holding->gifted && holding->gift.path == CUDAPOOL_PATH_RETURNED;
+
+	if (holding->park && (failed_dump || !store_saved(holding->park))) {
+		if (holding->gifted)
+			store_gave(&holding->gift, false); /* the park has the pieces, and goes with them */
+		store_dropped(holding->park);
+	} else if (holding->gifted) {
+		store_gave(&holding->gift, true);
+		if (holding->park && !returned)
+			store_orphaned(holding->park);
 	}
-	if (action->before == CUDAPOOL_PROCESS_FAILED)
-		return UNDO_HOPELESS;
-	if (action->error != -EALREADY)
-		return UNDO_AGAIN;
-	switch (action->before) {
-	case CUDAPOOL_PROCESS_RUNNING:
-		/* Unless a lock may still come for which nobody waits: that is looked for a few times. */
-		return holding->unclear && holding->attempts < LATE_LOOKS ? UNDO_AGAIN : UNDO_DONE;
-	case CUDAPOOL_PROCESS_LOCKED:
-		holding->held &= JOURNAL_HELD_LOCKED;
-		return holding->held ? UNDO_NEXT : UNDO_DONE;
-	case CUDAPOOL_PROCESS_CHECKPOINTED:
-		holding->held |= JOURNAL_HELD_CHECKPOINTED;
-		return UNDO_AGAIN;
-	default:
-		return UNDO_AGAIN;
-	}
-}
-
-static void undo_ended(struct action *action)
-{
-	struct holding *holding = container_of(action, struct holding, undo);
-	enum undo_step step;
-
-	holding->undoing = false;
-	holding->pending = 0;
-	if (holding->gone || action->error == -ESRCH || action->error == -ECANCELED) {
-		drop(holding, false);
-		return;
-	}
-	step = after_undo(holding, action);
-	if (step == UNDO_AGAIN && ++holding->attempts >= ATTEMPTS_MAX)
-		step = UNDO_HOPELESS;
-	switch (step) {
-	case UNDO_DONE:
-		cudapool_log(CUDAPOOL_LOG_INFO, "process %d was given back for %s %d", holding->process.pid,
-			     holding->owner->name, holding->owner->process.pid);
-		status_count_undo(true);
-		drop(holding, false);
-		break;
-	case UNDO_NEXT:
-		write_down(holding);
-		give_back(holding);
-		break;
-	case UNDO_AGAIN:
-		write_down(holding);
-		loop_timer_set(&holding->again, AGAIN_MS << (holding->attempts - 1));
-		break;
-	case UNDO_HOPELESS:
-		give_up(holding, action);
-		break;
-	}
-}
-
-/* One step of giving back; each end of an action and each timer leads here again. */
-static void give_back(struct holding *holding)
-{
-	bool restore = holding->held & JOURNAL_HELD_CHECKPOINTED;
-
-	if (holding->pending || holding->undoing || holding->again.on)
-		return;
-	if (!holding->at_once && process_stopped(&holding->process)) {
-		loop_timer_set(&holding->again, STOPPED_MS);
-		return;
-	}
-	holding->undo = (struct action){
-		.op = restore ? CUDAPOOL_OP_RESTORE : CUDAPOOL_OP_UNLOCK,
-		.only_in = restore ? CUDAPOOL_PROCESS_CHECKPOINTED : CUDAPOOL_PROCESS_LOCKED,
-		.process = &holding->process,
-		.begin = undo_begins,
-		.done = undo_ended,
-	};
-	holding->undoing = true;
-	action_start(&holding->undo);
-}
-
-void holding_release(struct holding *holding, bool at_once)
-{
-	holding->releasing = true;
-	holding->at_once |= at_once;
-	if (at_once)
-		loop_timer_cancel(&holding->again);
-	give_back(holding);
-}
-
-void holding_forget(struct holding *holding)
-{
-	/* An action of our own must not lose the process under it: giving back ends first, and finds nothing more to
-	 * do. */
-	if (holding->undoing)
-		holding->held = 0;
-	else
-		drop(holding, false);
+	holding->gifted = false;
+	holding->park = NULL;
+	holding->held &= ~(uint32_t)JOURNAL_HELD_PARKED;
+	write_down(holding);
 }
 
 /* ---- after a keeper that was killed --------------------------------------------------------------- */
@@ -377,31 +380,34 @@ static void replay(const struct journal_record *record)
 
 static void take_over(const struct journal_record *record)
 {
+	struct owner *owner = NULL;
 	struct process process;
 	struct holding *holding;
-	struct owner *owner;
 	uint32_t held;
 
 	/* What was under way may have happened or not; giving back looks at the state first. */
-	held = (record->held & (JOURNAL_HELD_LOCKED | JOURNAL_HELD_CHECKPOINTED)) |
+	held = (record->held & (JOURNAL_HELD_LOCKED | JOURNAL_HELD_CHECKPOINTED | JOURNAL_HELD_PARKED)) |
 	       takes((enum cudapool_op)record->pending, record->before);
 	if (!held || process_reopen(&process, record->pid, record->start))
 		return;
-	owner = session_recovered_owner(record->owner_pid, record->owner_start);
-	holding = owner ? make(owner, &process) : NULL;
+	if (record->owner_pid)
+		owner = owner_recovered(record->owner_pid, record->owner_start);
+	holding = owner || !record->owner_pid ? make(owner, &process) : NULL;
 	process_close(&process);
-	if (!holding) {
+	if (!holding)
 		status_error("process %d is held, and could not be taken over", record->pid);
-		if (owner)
-			session_holding_gone(owner, false);
+	if (owner)
+		owner_put(owner); /* the holding has a reference of its own */
+	if (!holding)
 		return;
-	}
 	holding->held = held;
 	holding->unclear = record->pending != 0;
-	session_holding_gone(owner, false); /* the reference of session_recovered_owner(); the holding has its own */
-	cudapool_log(CUDAPOOL_LOG_INFO, "process %d is held since an earlier keeper, for %s %d, %s",
-		     holding->process.pid, owner->name, owner->process.pid,
-		     owner->dead ? "which is dead" : "which lives");
+	memcpy(holding->token, record->token, sizeof(holding->token));
+	memcpy(holding->dir, record->dir, sizeof(holding->dir) - 1);
+	cudapool_log(CUDAPOOL_LOG_INFO, "process %d is held since an earlier keeper, for %s", holding->process.pid,
+		     !holding->owner	     ? "nobody"
+		     : holding->owner->dead ? "an owner that is dead"
+					     : "an owner that lives");
 }
 
 int holding_recover(const char *path)
@@ -420,14 +426,28 @@ int holding_recover(const char *path)
 	return err;
 }
 
+/* ---- report ----------------------------------------------------------------------------------- */
+
 unsigned holding_count(void)
 {
 	return count;
 }
 
-void holding_report(struct cudapool_json *json, int limit)
+unsigned holding_unsaved(void)
 {
 	struct holding *holding;
+	unsigned n = 0;
+
+	LIST_FOREACH(holding, &holdings, all)
+	n += holding->park && !store_saved(holding->park);
+	return n;
+}
+
+void holding_report(struct cudapool_json *json, int limit, const char *(*under_way)(const struct holding *holding),
+		    int (*attempts)(const struct holding *holding))
+{
+	struct holding *holding;
+	const char *what;
 	char name[16];
 
 	LIST_FOREACH(holding, &holdings, all)
@@ -435,18 +455,20 @@ void holding_report(struct cudapool_json *json, int limit)
 		if (limit-- <= 0)
 			return;
 		process_name(holding->process.pid, name);
+		what = under_way(holding);
 		cudapool_json_open(json, NULL, '{');
 		cudapool_json_number(json, "pid", holding->process.pid);
 		cudapool_json_string(json, "name", name);
-		cudapool_json_number(json, "owner_pid", holding->owner->process.pid);
+		cudapool_json_number(json, "owner_pid", holding->owner ? holding->owner->process.pid : 0);
 		cudapool_json_bool(json, "locked", holding->held & JOURNAL_HELD_LOCKED);
 		cudapool_json_bool(json, "checkpointed", holding->held & JOURNAL_HELD_CHECKPOINTED);
-		if (holding->pending)
-			cudapool_json_string(json, "under_way", action_name(holding->pending));
+		cudapool_json_bool(json, "parked", holding->held & JOURNAL_HELD_PARKED);
+		if (what)
+			cudapool_json_string(json, "under_way", what);
 		else
 			cudapool_json_null(json, "under_way");
-		cudapool_json_bool(json, "giving_back", holding->releasing);
-		cudapool_json_number(json, "failed_attempts", holding->attempts);
+		cudapool_json_bool(json, "giving_back", holding->undo);
+		cudapool_json_number(json, "failed_attempts", attempts(holding));
 		cudapool_json_close(json, '}');
 	}
 }

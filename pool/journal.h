@@ -18,7 +18,8 @@
  *
  * When the file has grown, it is written anew with the living records only, beside the old one, and renamed.
  */
-#define JOURNAL_MAGIC 0x314a5043u /* "CPJ1" in memory */
+#define JOURNAL_MAGIC	0x324a5043u /* "CPJ2" in memory */
+#define JOURNAL_DIR_MAX 1024	    /* bytes of a path, its NUL included */
 
 struct journal_header {
 	uint32_t magic;
@@ -29,22 +30,26 @@ struct journal_header {
 };
 static_assert(sizeof(struct journal_header) == 32, "file format");
 
-enum journal_held { /* what is to be given back; both: restore, then unlock */
-		    JOURNAL_HELD_LOCKED = 1,
-		    JOURNAL_HELD_CHECKPOINTED = 2,
+/* What is to be given back; of all three: restore, then unlock, then unpark. */
+enum journal_held {
+	JOURNAL_HELD_LOCKED = 1,
+	JOURNAL_HELD_CHECKPOINTED = 2,
+	JOURNAL_HELD_PARKED = 4, /* its memory is the pool's: token and dir are valid */
 };
 
 struct journal_record {
 	uint64_t owner_start; /* start times as in struct process */
 	uint64_t start;
-	int32_t owner_pid;
+	int32_t owner_pid; /* 0: nobody's */
 	int32_t pid;
 	uint32_t held;     /* enum journal_held, or'ed */
 	uint32_t pending;  /* enum cudapool_op that is under way; 0: none */
 	int32_t before;    /* the driver's state before that, or -1 */
+	uint8_t token[16]; /* of the park */
+	char dir[JOURNAL_DIR_MAX]; /* where its image is, or was going to be: an absolute path; NUL ended */
 	uint32_t checksum; /* CRC-32 of all before it */
 };
-static_assert(sizeof(struct journal_record) == 40, "file format");
+static_assert(sizeof(struct journal_record) == 56 + JOURNAL_DIR_MAX, "file format");
 
 /*
  * Opens or makes the journal; `replay` is called for each whole record in it, oldest first. 0 or a negative

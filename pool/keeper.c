@@ -17,23 +17,33 @@
 
 #include "action.h"
 #include "build.h"
+#include "deposit.h"
 #include "holding.h"
 #include "listener.h"
 #include "log.h"
 #include "loop.h"
+#include "notify.h"
+#include "operation.h"
 #include "peer.h"
+#include "report.h"
 #include "request.h"
+#include "session.h"
 #include "status.h"
+#include "store.h"
+#include "undo.h"
 #include "worker_link.h"
 
 #define END_MS       10000 /* for what is under way, at the end */
+#define SAVE_MS      120000 /* and for images of memory that is nowhere else */
 #define END_STEP_MS  20
 #define IDLE_STEP_MS 500
 #define PAUSE_MS     200 /* without accepting, when descriptors ran out */
 
 /*
- * Who calls whom, from the outside in: keeper accepts; peer and request speak with clients; session and holding
- * know who owns what; action and worker_link have it done. Answers come back by callbacks from the loop.
+ * Who calls whom, from the outside in: keeper accepts; peer and request speak with clients; session knows the rules,
+ * undo gives back, operation puts together what is asked for; park speaks with shims, store has the memory, holding
+ * keeps book of who owns what; action and worker_link have things done. Answers come back by callbacks, which are set
+ * here.
  */
 static struct listener listener;
 static struct loop_watch accepting, signals;
@@ -43,20 +53,23 @@ static uint64_t idle_limit_ms;
 
 static bool acting(void)
 {
-	unsigned queued, running;
-
-	actions_count(&queued, &running);
-	return queued + running > 0;
+	return operations_count() > 0;
 }
 
 /* ---- ending ----------------------------------------------------------------------------------- */
 
 static void look_for_end(struct loop_timer *timer)
 {
-	if (acting() && loop_now_ms() < end_ms)
+	uint64_t now = loop_now_ms();
+
+	if ((acting() && now < end_ms) || (holding_unsaved() && now < end_ms - END_MS + SAVE_MS)) {
 		loop_timer_set(timer, END_STEP_MS);
-	else
-		loop_quit();
+		return;
+	}
+	if (holding_unsaved())
+		status_error("the memory of %u processes is lost with this pool: no complete image after %u s",
+			     holding_unsaved(), SAVE_MS / 1000);
+	loop_quit();
 }
 
 /* What is held stays held, in the journal, for the next keeper; what is under way gets its time. */
@@ -66,7 +79,7 @@ static void begin_end(const char *why)
 		return;
 	cudapool_log(CUDAPOOL_LOG_INFO, "ending: %s%s", why,
 		     holding_count() ? "; what is held stays so until a pool starts on this socket again" : "");
-	listener_notify("STOPPING=1");
+	notify_send("STOPPING=1", -1);
 	loop_unwatch(&accepting);
 	request_refuse_actions();
 	end_ms = loop_now_ms() + END_MS;
@@ -142,14 +155,14 @@ static int watch_signals(void)
 	return signals.fd < 0 ? -errno : loop_watch(&signals, EPOLLIN);
 }
 
-/* Each connection, request and held process needs a descriptor or two: take what the machine allows. */
+/* Each connection, request and held process needs a descriptor or two, and each piece of parked memory one. */
 static void raise_descriptor_limit(void)
 {
 	struct rlimit limit;
 
 	if (getrlimit(RLIMIT_NOFILE, &limit))
 		return;
-	limit.rlim_cur = limit.rlim_max < 65536 ? limit.rlim_max : 65536;
+	limit.rlim_cur = limit.rlim_max;
 	setrlimit(RLIMIT_NOFILE, &limit);
 }
 
@@ -163,29 +176,79 @@ static gid_t find_group(const char *name)
 static void worker_changed(void)
 {
 	actions_worker_changed();
+	store_worker_changed();
 	request_worker_changed();
+}
+
+static void worker_lost(const char *what)
+{
+	actions_worker_lost(what);
+	store_worker_lost(what);
+}
+
+static void give_back(struct holding *holding, bool failed_dump)
+{
+	undo_release(holding, false, failed_dump);
+}
+
+/* How the parts hear of each other. 0, or a negative errno and why. */
+static int join_parts(const struct cudapool_options *options, gid_t group, char *text, size_t size)
+{
+	struct holding_hooks hooks = {
+		.died = operation_process_died,
+		.idle = undo_continue,
+		.dropped = undo_dropped,
+		.left = session_holding_left,
+	};
+	struct operation_config operations = {
+		.park = options->park,
+		.action_limit_s = options->action_limit_s,
+		.give_back = give_back,
+	};
+	struct link_config link = {
+		.changed = worker_changed,
+		.result = actions_result,
+		.job = store_worker_message,
+		.room = store_worker_room,
+		.lost = worker_lost,
+	};
+	char hot_text[CUDAPOOL_TEXT_LEN];
+	int hot = cudapool_options_hot(options, hot_text), err;
+
+	if (hot < 0) {
+		snprintf(text, size, "%s", hot_text);
+		return hot;
+	}
+	actions_init(options->threads, options->action_limit_s);
+	err = store_init(options);
+	if (err) {
+		snprintf(text, size, "parked memory cannot be kept: %s", strerror(-err));
+		return err;
+	}
+	holding_init(&hooks);
+	operations_init(&operations);
+	session_init();
+	peers_init(group);
+	request_init((enum cudapool_hot)hot, stop_asked_for);
+	link_init(&link);
+	return 0;
 }
 
 static int start(const struct cudapool_options *options, gid_t group, char *text, size_t size)
 {
-	struct link_config config = {
-		.changed = worker_changed,
-		.result = actions_result,
-		.lost = actions_worker_lost,
-	};
 	char journal[sizeof(listener.path) + 16];
-	int err;
+	int err = join_parts(options, group, text, size);
 
-	actions_init(options->threads, options->action_limit_s);
-	peers_init(group);
-	request_init(stop_asked_for);
-	link_init(&config);
+	if (err)
+		return err;
 	snprintf(journal, sizeof(journal), "%s.journal", listener.path);
+	deposits_init();
 	err = holding_recover(journal);
 	if (err) {
 		snprintf(text, size, "the journal %s cannot be used: %s", journal, strerror(-err));
 		return err;
 	}
+	deposits_discard();
 	pause_over.fire = accept_again;
 	end_look.fire = look_for_end;
 	idle_look.fire = look_for_idleness;
@@ -208,7 +271,7 @@ int keeper_run(const struct cudapool_options *options, void (*ready)(void), char
 		snprintf(text, size, "%s", listener.text);
 		return err;
 	}
-	status_init(listener.path);
+	report_init(listener.path);
 	err = loop_init();
 	if (!err)
 		err = watch_signals();
@@ -219,7 +282,7 @@ int keeper_run(const struct cudapool_options *options, void (*ready)(void), char
 	if (!err) {
 		cudapool_log(CUDAPOOL_LOG_INFO, "cudapoold %s serves %s", build_name(), listener.path);
 		ready();
-		listener_notify("READY=1");
+		notify_send("READY=1", -1);
 		err = loop_run();
 		if (err)
 			snprintf(text, size, "the event loop failed: %s", strerror(-err));

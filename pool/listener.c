@@ -15,7 +15,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define SYSTEMD_FD 3 /* the first that it passes */
+#include "notify.h"
+
 #define BACKLOG    128
 #define LINKS_MAX  40 /* as the kernel */
 
@@ -29,37 +30,50 @@ static __attribute__((format(printf, 3, 4))) int fail(struct listener *listener,
 	return error;
 }
 
-bool listener_from_systemd(void)
+/* A socket of a socket unit, and nothing that an earlier keeper left with systemd. */
+static bool is_passed_socket(const struct notify_passed *passed)
 {
-	const char *pid = getenv("LISTEN_PID"), *count = getenv("LISTEN_FDS");
+	struct stat st;
 
-	return pid && count && atoi(pid) == getpid() && atoi(count) > 0;
+	return passed->fd >= 0 && strncmp(passed->name, "cudapool-", 9) &&
+	       (!passed->name[0] || (!fstat(passed->fd, &st) && S_ISSOCK(st.st_mode)));
 }
 
-static int take_from_systemd(struct listener *listener)
+/* How many there are; *fd is the last, and the listener's from now on. */
+static unsigned take_passed(int *fd)
+{
+	unsigned count, found = 0, i;
+	struct notify_passed *passed = notify_passed(&count);
+
+	for (i = 0; i < count; i++)
+		if (is_passed_socket(&passed[i])) {
+			*fd = passed[i].fd;
+			passed[i].fd = -1;
+			found++;
+		}
+	return found;
+}
+
+static int take_from_systemd(struct listener *listener, unsigned count, int fd)
 {
 	struct sockaddr_un address = {0};
 	socklen_t size = sizeof(address);
-	int type = 0, listening = 0, count = atoi(getenv("LISTEN_FDS"));
+	int type = 0, listening = 0;
 	socklen_t int_size = sizeof(int);
 
-	unsetenv("LISTEN_PID");
-	unsetenv("LISTEN_FDS");
-	unsetenv("LISTEN_FDNAMES");
 	if (count != 1)
-		return fail(listener, -EINVAL, "systemd passed %d sockets: one ListenSequentialPacket= is wanted",
+		return fail(listener, -EINVAL, "systemd passed %u sockets: one ListenSequentialPacket= is wanted",
 			    count);
-	if (getsockopt(SYSTEMD_FD, SOL_SOCKET, SO_TYPE, &type, &int_size) ||
-	    getsockopt(SYSTEMD_FD, SOL_SOCKET, SO_ACCEPTCONN, &listening, &int_size) ||
-	    getsockname(SYSTEMD_FD, (struct sockaddr *)&address, &size) || address.sun_family != AF_UNIX ||
+	if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &int_size) ||
+	    getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &int_size) ||
+	    getsockname(fd, (struct sockaddr *)&address, &size) || address.sun_family != AF_UNIX ||
 	    type != SOCK_SEQPACKET || !listening || address.sun_path[0] != '/')
 		return fail(listener, -EINVAL,
 			    "systemd passed something else than a socket of ListenSequentialPacket=/PATH");
 	memcpy(listener->path, address.sun_path, sizeof(listener->path));
 	listener->path[sizeof(listener->path) - 1] = '\0';
-	fcntl(SYSTEMD_FD, F_SETFD, FD_CLOEXEC);
-	fcntl(SYSTEMD_FD, F_SETFL, fcntl(SYSTEMD_FD, F_GETFL) | O_NONBLOCK);
-	listener->fd = SYSTEMD_FD;
+	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+	listener->fd = fd;
 	return 0;
 }
 
@@ -208,14 +222,14 @@ static int make_socket(struct listener *listener, gid_t group)
 
 int listener_open(struct listener *listener, const char *path, gid_t group)
 {
-	bool passed = listener_from_systemd();
-	int err;
+	int fd = -1, err;
+	unsigned passed = take_passed(&fd);
 
 	*listener = (struct listener){.fd = -1, .lock_fd = -1};
 	if (!passed && snprintf(listener->path, sizeof(listener->path), "%s", path) >= (int)sizeof(listener->path))
 		return fail(listener, -ENAMETOOLONG, "the socket's path is longer than %zu bytes",
 			    sizeof(listener->path) - 1);
-	err = passed ? take_from_systemd(listener) : 0;
+	err = passed ? take_from_systemd(listener, passed, fd) : 0;
 	if (!err)
 		err = check_directory(listener);
 	if (!err)
@@ -237,26 +251,4 @@ void listener_close(struct listener *listener)
 	if (listener->lock_fd >= 0)
 		close(listener->lock_fd);
 	listener->fd = listener->lock_fd = -1;
-}
-
-void listener_notify(const char *state)
-{
-	const char *path = getenv("NOTIFY_SOCKET");
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	size_t length = path ? strlen(path) : 0;
-	int fd;
-
-	if (length < 2 || length >= sizeof(address.sun_path) || (path[0] != '/' && path[0] != '@'))
-		return;
-	memcpy(address.sun_path, path, length);
-	if (path[0] == '@')
-		address.sun_path[0] = '\0'; /* the abstract namespace */
-	fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	if (fd < 0)
-		return;
-	/* Nothing can be done where systemd does not listen: its own time limit says so. */
-	if (sendto(fd, state, strlen(state), MSG_NOSIGNAL | MSG_DONTWAIT, (struct sockaddr *)&address,
-		   (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length)) < 0) {
-	}
-	close(fd);
 }

@@ -18,7 +18,7 @@ struct listener {
 };
 
 /*
- * With systemd's LISTEN_FDS: takes the socket from there. Else makes one at `path`: its directory if that is missing
+ * Where systemd passed a socket (notify.h): takes that. Else makes one at `path`: its directory if that is missing
  * (0755), the socket with mode 0660 and of `group` (mode 0600 where that is (gid_t)-1), instead of one that a
  * dead pool left. Non-blocking, close-on-exec. A directory that others may write to is refused, and so is each one
  * above it and each link on the way that others could replace.
@@ -28,11 +28,5 @@ int listener_open(struct listener *listener, const char *path, gid_t group);
 
 /* Closes it, and removes what it made but the lock file (removing that would let two pools in). */
 void listener_close(struct listener *listener);
-
-/* True if systemd passed a socket to this process. */
-bool listener_from_systemd(void);
-
-/* Tells systemd, if it asked for it: "READY=1", "STOPPING=1". */
-void listener_notify(const char *state);
 
 #endif

@@ -110,6 +110,7 @@ int loop_run(void)
 			timer->fire(timer);
 		}
 	}
+	quit = false;
 	return 0;
 }
 

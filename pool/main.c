@@ -13,9 +13,11 @@
 
 #include "build.h"
 #include "client.h"
+#include "json.h"
+#include "inspect.h"
 #include "keeper.h"
-#include "listener.h"
 #include "log.h"
+#include "notify.h"
 #include "options.h"
 #include "shim_page.h"
 #include "worker.h"
@@ -23,10 +25,26 @@
 #define ASK_LIMIT_MS  5000
 #define END_LIMIT_MS  12000
 #define SHIM_LIMIT_MS 500
+#define PREFETCH_LIMIT_MS 3600000 /* the pool's own limits, on progress, are what counts */
 
 enum exit_status { EXIT_WELL = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_UNFIT = 3 };
 
-enum verb { SERVE, DAEMONIZE, WORKER, STATUS, STOP, OPTIONS, SHIM, VERSION, HELP };
+enum verb {
+	SERVE,
+	DAEMONIZE,
+	WORKER,
+	STATUS,
+	STOP,
+	OPTIONS,
+	SHIM,
+	EVICT,
+	PREFETCH,
+	INSPECT,
+	VERIFY,
+	VERSION,
+	TIER, /* no verb: an argument of two of them */
+	HELP
+};
 
 /* Flags that set an option say so in the environment: one place checks values, and the worker inherits them. */
 static const struct option flags[] = {
@@ -37,6 +55,11 @@ static const struct option flags[] = {
 	{"stop", no_argument, NULL, STOP},
 	{"options", no_argument, NULL, OPTIONS},
 	{"shim", required_argument, NULL, SHIM},
+	{"evict", required_argument, NULL, EVICT},
+	{"prefetch", required_argument, NULL, PREFETCH},
+	{"inspect", required_argument, NULL, INSPECT},
+	{"verify", required_argument, NULL, VERIFY},
+	{"tier", required_argument, NULL, TIER},
 	{"version", no_argument, NULL, VERSION},
 	{"help", no_argument, NULL, HELP},
 #define OPTION_FLAG(name) (HELP + 1 + CUDAPOOL_OPTION_##name)
@@ -66,8 +89,14 @@ static const char help[] =
 	"       cudapoold --stop [--socket PATH]                     end it; refused while it holds a process\n"
 	"       cudapoold --options                                  the table of options and their values, as JSON\n"
 	"       cudapoold --shim PID                                 what the shim in a process says, as JSON\n"
+	"       cudapoold --evict TOKEN|all [--tier staged|cold]     let go of parked memory on the GPU, as JSON\n"
+	"       cudapoold --prefetch DIR [--tier hot|staged]         load the images in DIR ahead, as JSON\n"
+	"       cudapoold --inspect FILE                             what an image says of itself, as JSON\n"
+	"       cudapoold --verify FILE                              the same, after checking all of it\n"
 	"       cudapoold --version | --help\n"
 	"\n"
+	"  --tier TIER       for --evict: where memory may stay, in the page cache (staged, the default) or only on\n"
+	"                    disk (cold); for --prefetch: how far it comes, to the GPU (hot, the default) or staged\n"
 	"  --socket PATH     where it is reached (CUDAPOOL_SOCKET)\n"
 	"  --idle SECONDS    end after so long without a client; 0 never (CUDAPOOL_IDLE_S)\n"
 	"  --contexts N      devices to keep a warm context on; 0 keeps only the driver warm (CUDAPOOL_CONTEXTS)\n"
@@ -84,6 +113,7 @@ static const char help[] =
 	"Examples:\n"
 	"  cudapoold --daemonize --idle 600     start one, gone after ten minutes without use\n"
 	"  cudapoold --status | jq .worker      is the driver warm?\n"
+	"  cudapoold --evict all                give the GPU's memory to others; restores then load their images\n"
 	"  systemctl enable --now cudapoold     one for the host\n";
 
 static int ready_fd = -1; /* with --daemonize: where the parent waits */
@@ -150,6 +180,95 @@ static int stop(const char *socket)
 	return EXIT_FAILED;
 }
 
+/* Prints what the pool found, or let go of. */
+static int show_found(const struct cudapool_found *found, int err)
+{
+	char json[1024], dump[2 * CUDAPOOL_TOKEN_LEN + 1];
+	struct cudapool_json j = {.out = json, .size = sizeof(json)};
+	size_t i;
+
+	for (i = 0; i < CUDAPOOL_TOKEN_LEN; i++)
+		snprintf(dump + 2 * i, 3, "%02x", found->dump[i]);
+	cudapool_json_open(&j, NULL, '{');
+	cudapool_json_number(&j, "error", found->error);
+	cudapool_json_number(&j, "count", found->count);
+	cudapool_json_number(&j, "bytes", (long long)found->bytes);
+	cudapool_json_number(&j, "hot_bytes", (long long)found->hot_bytes);
+	cudapool_json_string(&j, "dump", dump);
+	cudapool_json_string(&j, "text", found->text);
+	cudapool_json_close(&j, '}');
+	if (cudapool_json_end(&j) < 0)
+		return EXIT_FAILED;
+	puts(json);
+	return err ? EXIT_FAILED : EXIT_WELL;
+}
+
+static bool parse_token(const char *text, uint8_t token[CUDAPOOL_TOKEN_LEN])
+{
+	unsigned value;
+	size_t i;
+
+	if (strlen(text) != 2 * CUDAPOOL_TOKEN_LEN || strspn(text, "0123456789abcdef") != 2 * CUDAPOOL_TOKEN_LEN)
+		return false;
+	for (i = 0; i < CUDAPOOL_TOKEN_LEN; i++) {
+		sscanf(text + 2 * i, "%2x", &value);
+		token[i] = (uint8_t)value;
+	}
+	return true;
+}
+
+static int evict(const char *socket, const char *what, const char *tier_name)
+{
+	uint8_t token[CUDAPOOL_TOKEN_LEN];
+	struct cudapool_client client;
+	struct cudapool_found found;
+	enum cudapool_tier tier = CUDAPOOL_TIER_STAGED;
+	bool all = !strcmp(what, "all");
+	int err;
+
+	if (!all && !parse_token(what, token))
+		return usage("'%s' is neither 'all' nor the token of a park (see --status)", what);
+	if (tier_name && !strcmp(tier_name, "cold"))
+		tier = CUDAPOOL_TIER_COLD;
+	else if (tier_name && strcmp(tier_name, "staged"))
+		return usage("--tier of --evict is staged or cold, not '%s'", tier_name);
+	if (connect_to(&client, socket))
+		return EXIT_FAILED;
+	err = cudapool_client_evict(&client, all ? NULL : token, tier, ASK_LIMIT_MS, &found);
+	if (err)
+		fprintf(stderr, "cudapoold: %s\n", client.text);
+	cudapool_client_close(&client);
+	return err && err != -EREMOTEIO ? EXIT_FAILED : show_found(&found, err);
+}
+
+static int prefetch(const char *socket, const char *path, const char *tier_name)
+{
+	struct cudapool_images images = {.purpose = CUDAPOOL_IMAGES_PREFETCH, .tier = CUDAPOOL_TIER_HOT};
+	struct cudapool_client client;
+	struct cudapool_found found;
+	int dir, err;
+
+	if (tier_name && !strcmp(tier_name, "staged"))
+		images.tier = CUDAPOOL_TIER_STAGED;
+	else if (tier_name && strcmp(tier_name, "hot"))
+		return usage("--tier of --prefetch is hot or staged, not '%s'", tier_name);
+	dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (dir < 0) {
+		fprintf(stderr, "cudapoold: %s: %s\n", path, strerror(errno));
+		return EXIT_FAILED;
+	}
+	if (connect_to(&client, socket)) {
+		close(dir);
+		return EXIT_FAILED;
+	}
+	err = cudapool_client_images(&client, &images, dir, PREFETCH_LIMIT_MS, &found);
+	if (err)
+		fprintf(stderr, "cudapoold: %s\n", client.text);
+	cudapool_client_close(&client);
+	close(dir);
+	return err && err != -EREMOTEIO ? EXIT_FAILED : show_found(&found, err);
+}
+
 static int show_options(const struct cudapool_options *options)
 {
 	static char json[CUDAPOOL_OPTIONS_JSON];
@@ -165,7 +284,7 @@ static int show_options(const struct cudapool_options *options)
 
 static int show_shim(const char *pid_text)
 {
-	char json[1024], *end;
+	char json[CUDAPOOL_SHIM_REPORT], *end;
 	long pid = strtol(pid_text, &end, 10);
 
 	if (*end || pid <= 0 || pid > 4194304)
@@ -298,7 +417,7 @@ int main(int argc, char **argv)
 {
 	static struct cudapool_options options;
 	char text[CUDAPOOL_TEXT_LEN];
-	const char *argument = "";
+	const char *argument = "", *tier = NULL;
 	enum verb verb = SERVE;
 	bool verb_given = false;
 	int flag;
@@ -312,16 +431,22 @@ int main(int argc, char **argv)
 			setenv(environment[flag - HELP - 1], optarg, 1);
 			continue;
 		}
+		if (flag == TIER) {
+			tier = optarg;
+			continue;
+		}
 		if (verb_given)
-			return usage(
-				"only one of %s at a time",
-				"--foreground, --daemonize, --status, --stop, --options, --shim, --version, --help");
+			return usage("only one of %s at a time",
+				     "--foreground, --daemonize, --status, --stop, --options, --shim, --evict, "
+				     "--prefetch, --inspect, --verify, --version, --help");
 		verb_given = true;
 		verb = (enum verb)flag;
 		argument = optarg;
 	}
 	if (optind < argc)
 		return usage("what is '%s'?", argv[optind]);
+	if (tier && verb != EVICT && verb != PREFETCH)
+		return usage("--tier belongs to --evict or --prefetch%s", "");
 	if (verb == HELP) {
 		fputs(help, stdout);
 		return EXIT_WELL;
@@ -332,6 +457,8 @@ int main(int argc, char **argv)
 	}
 	if (verb == SHIM)
 		return show_shim(argument);
+	if (verb == INSPECT || verb == VERIFY)
+		return inspect_image(argument, verb == VERIFY) ? EXIT_FAILED : EXIT_WELL;
 	if (cudapool_options_read(&options, verb == OPTIONS ? ~0u : CUDAPOOL_READER_POOL, verb != WORKER, text)) {
 		fprintf(stderr, "cudapoold: %s\n", text);
 		return EXIT_USAGE;
@@ -341,6 +468,10 @@ int main(int argc, char **argv)
 		return show_status(options.socket);
 	case STOP:
 		return stop(options.socket);
+	case EVICT:
+		return evict(options.socket, argument, tier);
+	case PREFETCH:
+		return prefetch(options.socket, argument, tier);
 	case OPTIONS:
 		return show_options(&options);
 	case WORKER:
@@ -349,7 +480,7 @@ int main(int argc, char **argv)
 		break;
 	}
 	/* Whoever started us may have left us files of its own: they are not ours to keep open. */
-	close_range(listener_from_systemd() ? 4 : 3, ~0u, 0);
+	close_range((unsigned)notify_init(), ~0u, 0);
 	export_for_worker(&options);
 	if (open_log(&options))
 		return EXIT_FAILED;

@@ -189,6 +189,10 @@ static size_t length_of(unsigned type)
 		return sizeof(struct cudapool_action);
 	case CUDAPOOL_MSG_RELEASE:
 		return sizeof(struct cudapool_release);
+	case CUDAPOOL_MSG_IMAGES:
+		return sizeof(struct cudapool_images);
+	case CUDAPOOL_MSG_EVICT:
+		return sizeof(struct cudapool_evict);
 	case CUDAPOOL_MSG_STATUS:
 	case CUDAPOOL_MSG_STOP:
 		return sizeof(struct cudapool_header);
@@ -197,11 +201,11 @@ static size_t length_of(unsigned type)
 	}
 }
 
-/* NULL, or what is wrong with a message of n bytes. */
-static const char *objection(const struct peer *peer, const union request_message *message, size_t n, int flags)
+/* NULL, or what is wrong with a message of n bytes and, if fd is not -1, one descriptor. */
+static const char *objection(const struct peer *peer, const union request_message *message, size_t n, int fd, int flags)
 {
 	if (flags & MSG_CTRUNC)
-		return "a message carries descriptors";
+		return "a message carries more descriptors than one, or the pool has no room for it";
 	if ((flags & MSG_TRUNC) || n < sizeof(message->h) || message->h.magic != CUDAPOOL_WIRE_MAGIC ||
 	    message->h.length != n)
 		return "this is no message of cudapool";
@@ -209,17 +213,40 @@ static const char *objection(const struct peer *peer, const union request_messag
 		return "a message has the wrong type or length";
 	if (!peer->greeted && message->h.type != CUDAPOOL_MSG_HELLO)
 		return "a connection starts with HELLO";
+	if (fd >= 0 && message->h.type != CUDAPOOL_MSG_IMAGES)
+		return "a message carries a descriptor";
+	if (fd < 0 && message->h.type == CUDAPOOL_MSG_IMAGES)
+		return "IMAGES comes without its directory";
 	return NULL;
+}
+
+/* The descriptor that came, or -1. There is room for one; of more, the kernel drops the others and says so. */
+static int descriptor_of(struct msghdr *header)
+{
+	struct cmsghdr *cmsg = CMSG_FIRSTHDR(header);
+	int fd;
+
+	if (!cmsg || cmsg->cmsg_level != SOL_SOCKET || cmsg->cmsg_type != SCM_RIGHTS ||
+	    cmsg->cmsg_len != CMSG_LEN(sizeof(fd)))
+		return -1;
+	memcpy(&fd, CMSG_DATA(cmsg), sizeof(fd));
+	return fd;
 }
 
 static void receive(struct peer *peer)
 {
 	static union request_message message;
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_LEN(sizeof(int))];
+	} control;
 	struct iovec iov = {.iov_base = &message, .iov_len = sizeof(message)};
-	struct msghdr header = {.msg_iov = &iov, .msg_iovlen = 1}; /* no room for descriptors: the kernel drops them */
-	ssize_t n = recvmsg(peer->watch.fd, &header, MSG_DONTWAIT);
+	struct msghdr header = {
+		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = CMSG_LEN(sizeof(int))};
+	ssize_t n = recvmsg(peer->watch.fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 	char versions[CUDAPOOL_TEXT_LEN];
 	const char *text;
+	int fd;
 
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
@@ -227,19 +254,25 @@ static void receive(struct peer *peer)
 		close_peer(peer);
 		return;
 	}
+	fd = descriptor_of(&header);
 	if (n >= (ssize_t)sizeof(message.h) && message.h.magic == CUDAPOOL_WIRE_MAGIC &&
 	    message.h.version != CUDAPOOL_WIRE_VERSION) {
 		snprintf(versions, sizeof(versions),
 			 "the pool speaks version %d and you %u: install both from one build, and restart the pool",
 			 CUDAPOOL_WIRE_VERSION, message.h.version);
 		peer_expel(peer, message.h.request, -EPROTONOSUPPORT, versions);
-		return;
+		goto out;
 	}
-	text = objection(peer, &message, (size_t)n, header.msg_flags);
-	if (text)
+	text = objection(peer, &message, (size_t)n, fd, header.msg_flags);
+	if (text) {
 		peer_expel(peer, n >= (ssize_t)sizeof(message.h) ? message.h.request : 0, -EPROTO, text);
-	else
-		request_handle(peer, &message);
+		goto out;
+	}
+	request_handle(peer, &message, fd);
+	return;
+out:
+	if (fd >= 0)
+		close(fd);
 }
 
 static void peer_ready(struct loop_watch *watch, uint32_t events)

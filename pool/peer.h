@@ -40,8 +40,15 @@ struct peer {
 	bool welcome_waits; /* until the worker is warm, or the timer fires */
 	uint32_t hello_request;
 	bool shares_pids; /* it means the same processes as we do by their numbers */
-	bool plugin;
-	struct owner *owner;      /* NULL: owns nothing */
+	struct session_client client; /* for whom it acts; owner NULL: it owns nothing */
+	unsigned streams, chunk_mb;   /* as its HELLO said */
+	struct prefetch {	      /* IMAGES that is answered later; store.h's */
+		struct store_waiter waiter;
+		struct store_dir *dir;
+		struct cudapool_found found;
+		bool opening; /* store_open() has not returned */
+		bool done;
+	} prefetch;
 	struct session_undo undo; /* a RELEASE UNDO under way */
 	uint32_t undo_request;
 	LIST_HEAD(, session_request) requests;

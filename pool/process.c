@@ -66,14 +66,12 @@ static int stat_of(int pid, struct stat_line *line)
 	return read_stat(path, line);
 }
 
-/* What follows `key` at the start of a line of /proc/PID/status. 0 or a negative errno. */
-static int status_line(int pid, const char *key, char *value, size_t size)
+/* What follows `key` at the start of a line of a status file. 0 or a negative errno. */
+static int line_of(const char *path, const char *key, char *value, size_t size)
 {
-	char path[64], text[8192], *at;
-	int err;
+	char text[8192], *at;
+	int err = read_file(path, text, sizeof(text));
 
-	snprintf(path, sizeof(path), "/proc/%d/status", pid);
-	err = read_file(path, text, sizeof(text));
 	if (err)
 		return err == -ENOENT ? -ESRCH : err;
 	at = strstr(text, key);
@@ -82,6 +80,15 @@ static int status_line(int pid, const char *key, char *value, size_t size)
 	at += strlen(key);
 	snprintf(value, size, "%.*s", (int)strcspn(at, "\n"), at);
 	return 0;
+}
+
+/* The same, of /proc/PID/status. */
+static int status_line(int pid, const char *key, char *value, size_t size)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/status", pid);
+	return line_of(path, key, value, size);
 }
 
 static long status_value(int pid, const char *key)
@@ -201,6 +208,19 @@ bool process_stopped(const struct process *process)
 	}
 	closedir(tasks);
 	return stopped;
+}
+
+bool process_thread_is(const struct process *process, int tid, int own_tid, const char *name)
+{
+	char path[64], numbers[128], *last;
+	struct stat_line line;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/status", process->pid, tid);
+	if (line_of(path, "\nNSpid:", numbers, sizeof(numbers)))
+		return false;
+	last = strrchr(numbers, '\t'); /* one number for each namespace, from ours down to its own */
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", process->pid, tid);
+	return last && atoi(last + 1) == own_tid && !read_stat(path, &line) && !strcmp(line.name, name);
 }
 
 static bool named_criu(const char *name)

@@ -40,6 +40,12 @@ int process_parent(const struct process *process);
 /* True if a thread of it is stopped, by a signal or by a tracer: it cannot take part in a driver action now. */
 bool process_stopped(const struct process *process);
 
+/*
+ * True if `tid` is the thread of it that has the number `own_tid` in the innermost pid namespace that the process is
+ * in, and is called `name`.
+ */
+bool process_thread_is(const struct process *process, int tid, int own_tid, const char *name);
+
 /* True if it runs CRIU: its name, or the file it executes, is 'criu' (or begins with 'criu-' or 'criu.'). */
 bool process_is_criu(const struct process *process);
 

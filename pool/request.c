@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: MIT
-/* What clients ask for: HELLO, ACTION, RELEASE, STATUS, STOP. */
+/* What clients ask for: HELLO, ACTION, IMAGES, RELEASE, EVICT, STATUS, STOP. */
 #include "request.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-#include "action.h"
 #include "build.h"
+#include "holding.h"
+#include "operation.h"
 #include "process.h"
+#include "report.h"
 #include "session.h"
-#include "status.h"
+#include "store.h"
 #include "worker_link.h"
 
 #ifndef SO_PEERPIDFD
@@ -34,6 +37,7 @@ static const char elsewhere[] =
 
 static unsigned requests_open;
 static void (*stop_pool)(void);
+static enum cudapool_hot hot_default;
 static bool ending;
 
 /* ---- HELLO ------------------------------------------------------------------------------------ */
@@ -116,15 +120,15 @@ static int attach_owner(struct peer *peer, const struct cudapool_hello *hello, c
 	/* A person's cuda-checkpoint: what it locks stays locked when the shell ends. */
 	if (hello->role == CUDAPOOL_ROLE_DROPIN && !process_is_criu(owner))
 		goto out;
-	peer->plugin = hello->role == CUDAPOOL_ROLE_PLUGIN;
-	peer->owner = session_attach(owner, peer->plugin);
-	if (!peer->owner) {
+	peer->client.plugin = hello->role == CUDAPOOL_ROLE_PLUGIN;
+	peer->client.owner = session_attach(owner, peer->client.plugin);
+	if (!peer->client.owner) {
 		*text = "the pool is out of memory or descriptors";
 		err = -ENOMEM;
 		goto out;
 	}
-	peer->owner->streams = hello->streams;
-	peer->owner->chunk_mb = hello->chunk_mb;
+	peer->client.owner->streams = hello->streams;
+	peer->client.owner->chunk_mb = hello->chunk_mb;
 out:
 	process_close(&self);
 	process_close(&parent);
@@ -153,6 +157,10 @@ static void on_hello(struct peer *peer, const struct cudapool_hello *hello)
 		return;
 	}
 	peer->greeted = true;
+	peer->client.dropin = hello->role == CUDAPOOL_ROLE_DROPIN;
+	peer->client.dumps = hello->stage == CUDAPOOL_STAGE_DUMP;
+	peer->streams = hello->streams;
+	peer->chunk_mb = hello->chunk_mb;
 	peer->hello_request = hello->h.request;
 	loop_timer_cancel(&peer->hello);
 	link_look_again();
@@ -190,36 +198,39 @@ static void send_done(struct peer *peer, uint32_t request)
 
 /* ---- requests --------------------------------------------------------------------------------- */
 
-static void send_result(struct peer *peer, uint32_t request, int pid, const struct action *action)
+static void send_result(struct peer *peer, uint32_t request, int pid, const struct operation *operation)
 {
 	struct cudapool_result message;
 
 	memset(&message, 0, sizeof(message));
 	peer_fill_header(&message.h, CUDAPOOL_MSG_RESULT, sizeof(message), request);
-	message.op = action->op;
+	message.op = operation->op;
 	message.pid = pid;
-	message.error = action->error;
-	message.cu_result = action->cu_result;
-	message.value = action->value;
-	message.elapsed_us = action->elapsed_us;
-	message.worker_generation = action->generation;
-	memcpy(message.text, action->text, sizeof(message.text));
+	message.error = operation->error;
+	message.cu_result = operation->cu_result;
+	message.value = operation->value;
+	message.elapsed_us = operation->elapsed_us;
+	message.worker_generation = operation->generation;
+	message.path = operation->path;
+	message.parked_bytes = operation->parked_bytes;
+	message.left_bytes = operation->left_bytes;
+	memcpy(message.text, operation->text, sizeof(message.text));
 	peer_send(peer, &message, sizeof(message));
 }
 
-static void answer(struct session_request *request, const struct action *action)
+static void answer(struct session_request *request, const struct operation *operation)
 {
 	struct peer *peer = request->context;
 
 	LIST_REMOVE(request, link);
 	peer->request_count--;
 	requests_open--;
-	send_result(peer, request->number, request->pid, action);
+	send_result(peer, request->number, request->pid, operation);
 }
 
 static void on_action(struct peer *peer, const struct cudapool_action *message)
 {
-	struct action failed = {.op = message->op};
+	struct operation failed = {.op = message->op};
 	struct session_request *request;
 
 	if (message->op < CUDAPOOL_OP_STATE || message->op > CUDAPOOL_OP_LAST || message->pid <= 0 ||
@@ -242,7 +253,7 @@ static void on_action(struct peer *peer, const struct cudapool_action *message)
 		return;
 	}
 	failed.error =
-		session_start(&request, peer->owner, peer->plugin, message->op, message->pid, message->timeout_ms);
+		session_start(&request, &peer->client, message->op, message->pid, message->timeout_ms);
 	if (failed.error) {
 		if (failed.error == -ESRCH)
 			snprintf(failed.text, sizeof(failed.text), "there is no process %d", message->pid);
@@ -273,7 +284,7 @@ static void undone(struct session_undo *undo, int error)
 
 static void on_release(struct peer *peer, const struct cudapool_release *message)
 {
-	if (message->how > CUDAPOOL_RELEASE_UNDO || message->reserved) {
+	if (message->how > CUDAPOOL_RELEASE_GO_ON || message->reserved) {
 		peer_expel(peer, message->h.request, -EINVAL, "RELEASE says what no client of this version says");
 		return;
 	}
@@ -281,17 +292,136 @@ static void on_release(struct peer *peer, const struct cudapool_release *message
 		peer_refuse(peer, message->h.request, -EBUSY, "an earlier RELEASE is under way");
 		return;
 	}
-	if (peer->owner && message->how == CUDAPOOL_RELEASE_UNDO) {
+	if (peer->client.owner && message->how == CUDAPOOL_RELEASE_UNDO) {
 		peer->undo_request = message->h.request;
-		session_undo(peer->owner, &peer->undo);
+		session_undo(peer->client.owner, &peer->undo);
 		return;
 	}
-	if (peer->owner && message->how == CUDAPOOL_RELEASE_WATCH)
-		session_watch(peer->owner);
-	if (peer->owner && message->how == CUDAPOOL_RELEASE_KEEP)
-		session_keep(peer->owner);
+	peer->client.goes_on = message->how == CUDAPOOL_RELEASE_GO_ON;
+	if (peer->client.owner && (message->how == CUDAPOOL_RELEASE_WATCH || peer->client.goes_on))
+		session_watch(peer->client.owner);
+	if (peer->client.owner && message->how == CUDAPOOL_RELEASE_KEEP)
+		session_keep(peer->client.owner);
 	send_done(peer, message->h.request);
 }
+
+/* ---- images ----------------------------------------------------------------------------------- */
+
+static void send_found(struct peer *peer, uint32_t request, struct cudapool_found *found)
+{
+	peer_fill_header(&found->h, CUDAPOOL_MSG_FOUND, sizeof(*found), request);
+	found->text[sizeof(found->text) - 1] = '\0';
+	peer_send(peer, found, sizeof(*found));
+}
+
+static void end_prefetch(struct prefetch *prefetch)
+{
+	store_cancel(&prefetch->waiter);
+	if (prefetch->dir)
+		store_dir_release(prefetch->dir);
+	prefetch->dir = NULL;
+}
+
+static void prefetched(struct store_waiter *waiter, int error, const char *text)
+{
+	struct prefetch *prefetch = container_of(waiter, struct prefetch, waiter);
+	struct peer *peer = container_of(prefetch, struct peer, prefetch);
+
+	prefetch->done = true;
+	if (error) {
+		prefetch->found.error = error;
+		snprintf(prefetch->found.text, sizeof(prefetch->found.text), "%s",
+			 text && text[0] ? text : strerror(-error));
+	}
+	if (prefetch->opening)
+		return;
+	end_prefetch(prefetch);
+	send_found(peer, prefetch->found.h.request, &prefetch->found);
+}
+
+static void prefetch(struct peer *peer, const struct cudapool_images *message, int fd)
+{
+	struct prefetch *prefetch = &peer->prefetch;
+
+	if (prefetch->dir) {
+		close(fd);
+		peer_refuse(peer, message->h.request, -EBUSY, "an earlier IMAGES is under way");
+		return;
+	}
+	memset(prefetch, 0, sizeof(*prefetch));
+	prefetch->waiter.done = prefetched;
+	prefetch->opening = true;
+	prefetch->dir = store_open(fd, message, &prefetch->found, &prefetch->waiter);
+	prefetch->opening = false;
+	prefetch->found.h.request = message->h.request;
+	if (prefetch->dir)
+		store_dir_tune(prefetch->dir, peer->streams, peer->chunk_mb);
+	if (!prefetch->dir || prefetch->done) {
+		end_prefetch(prefetch);
+		send_found(peer, message->h.request, &prefetch->found);
+	}
+}
+
+/* The pool writes and removes files there, so it has to be a directory of whoever asks. */
+static const char *objection_to(const struct peer *peer, int fd)
+{
+	struct stat st;
+
+	if (fstat(fd, &st) || !S_ISDIR(st.st_mode))
+		return "what came with IMAGES is no directory";
+	if (peer->who.uid && peer->who.uid != geteuid() && peer->who.uid != st.st_uid)
+		return "the directory of images belongs to somebody else";
+	return NULL;
+}
+
+static void on_images(struct peer *peer, const struct cudapool_images *message, int fd)
+{
+	struct cudapool_found found = {.error = 0};
+	struct store_dir *dir;
+	const char *text;
+
+	if (message->purpose > CUDAPOOL_IMAGES_PREFETCH || message->tier > CUDAPOOL_TIER_STAGED || message->sync > 1 ||
+	    message->hot > CUDAPOOL_HOT_OFF) {
+		close(fd);
+		peer_expel(peer, message->h.request, -EINVAL, "IMAGES says what no client of this version says");
+		return;
+	}
+	text = objection_to(peer, fd);
+	if (text) {
+		close(fd);
+		found.error = -EACCES;
+		snprintf(found.text, sizeof(found.text), "%s", text);
+		send_found(peer, message->h.request, &found);
+		return;
+	}
+	if (message->purpose == CUDAPOOL_IMAGES_PREFETCH) {
+		prefetch(peer, message, fd);
+		return;
+	}
+	dir = store_open(fd, message, &found, NULL);
+	if (dir) {
+		store_dir_tune(dir, peer->streams, peer->chunk_mb);
+		if (peer->client.dir)
+			store_dir_release(peer->client.dir);
+		peer->client.dir = dir;
+		peer->client.hot = message->hot;
+	}
+	send_found(peer, message->h.request, &found);
+}
+
+static void on_evict(struct peer *peer, const struct cudapool_evict *message)
+{
+	struct cudapool_found found = {.error = 0};
+
+	if ((message->tier != CUDAPOOL_TIER_STAGED && message->tier != CUDAPOOL_TIER_COLD) || message->reserved) {
+		peer_expel(peer, message->h.request, -EINVAL, "EVICT says what no client of this version says");
+		return;
+	}
+	store_evict(message, &found);
+	send_found(peer, message->h.request, &found);
+}
+
+/* ---- the pool itself ---------------------------------------------------------------------------- */
 
 static void on_status(struct peer *peer, uint32_t request)
 {
@@ -299,7 +429,8 @@ static void on_status(struct peer *peer, uint32_t request)
 		struct cudapool_header h;
 		char bytes[CUDAPOOL_WIRE_MAX];
 	} report;
-	int length = status_report(report.bytes + sizeof(report.h), sizeof(report.bytes) - sizeof(report.h));
+	int length = report_write(report.bytes + sizeof(report.h), sizeof(report.bytes) - sizeof(report.h),
+				  peer_count());
 
 	if (length < 0) {
 		peer_refuse(peer, request, length, "the report does not fit into one message");
@@ -312,21 +443,18 @@ static void on_status(struct peer *peer, uint32_t request)
 
 static void on_stop(struct peer *peer, uint32_t request)
 {
-	unsigned queued, running;
-
-	actions_count(&queued, &running);
-	if (holding_count() || queued || running) {
+	if (holding_count() || operations_count()) {
 		peer_refuse(peer, request, -EBUSY,
 			    "the pool holds %u processes and has %u actions under way: end their CRIU, or see "
 			    "cudapoold --status",
-			    holding_count(), queued + running);
+			    holding_count(), operations_count());
 		return;
 	}
 	send_done(peer, request);
 	stop_pool();
 }
 
-void request_handle(struct peer *peer, const union request_message *message)
+void request_handle(struct peer *peer, const union request_message *message, int fd)
 {
 	switch (message->h.type) {
 	case CUDAPOOL_MSG_HELLO:
@@ -337,6 +465,12 @@ void request_handle(struct peer *peer, const union request_message *message)
 		break;
 	case CUDAPOOL_MSG_RELEASE:
 		on_release(peer, &message->release);
+		break;
+	case CUDAPOOL_MSG_IMAGES:
+		on_images(peer, &message->images, fd);
+		break;
+	case CUDAPOOL_MSG_EVICT:
+		on_evict(peer, &message->evict);
 		break;
 	case CUDAPOOL_MSG_STATUS:
 		on_status(peer, message->h.request);
@@ -353,6 +487,7 @@ void request_peer_came(struct peer *peer)
 {
 	LIST_INIT(&peer->requests);
 	peer->undo.done = undone;
+	peer->client.hot = hot_default;
 }
 
 void request_peer_gone(struct peer *peer)
@@ -365,13 +500,17 @@ void request_peer_gone(struct peer *peer)
 		requests_open--;
 	}
 	session_undo_cancel(&peer->undo);
-	if (peer->owner)
-		session_detach(peer->owner, peer->plugin);
-	peer->owner = NULL;
+	end_prefetch(&peer->prefetch);
+	if (peer->client.owner)
+		session_detach(peer->client.owner, peer->client.plugin);
+	if (peer->client.dir)
+		store_dir_release(peer->client.dir);
+	peer->client = (struct session_client){.owner = NULL};
 }
 
-void request_init(void (*stop)(void))
+void request_init(enum cudapool_hot hot, void (*stop)(void))
 {
+	hot_default = hot;
 	stop_pool = stop;
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/* What clients ask for: HELLO, ACTION, RELEASE, STATUS, STOP. */
+/* What clients ask for: HELLO, ACTION, IMAGES, RELEASE, EVICT, STATUS, STOP. */
 #ifndef CUDAPOOL_POOL_REQUEST_H
 #define CUDAPOOL_POOL_REQUEST_H
 
@@ -12,14 +12,16 @@ union request_message {
 	struct cudapool_hello hello;
 	struct cudapool_action action;
 	struct cudapool_release release;
+	struct cudapool_images images;
+	struct cudapool_evict evict;
 	char bytes[CUDAPOOL_WIRE_MAX];
 };
 
-/* stop: called when a client said STOP and may. */
-void request_init(void (*stop)(void));
+/* hot: of clients that do not say. stop: called when a client said STOP and may. */
+void request_init(enum cudapool_hot hot, void (*stop)(void));
 
-/* One message of a peer, whose header and length are right. */
-void request_handle(struct peer *peer, const union request_message *message);
+/* One message of a peer, whose header and length are right. fd: the one that came with IMAGES, taken over; else -1. */
+void request_handle(struct peer *peer, const union request_message *message, int fd);
 
 /* A connection begins; it ends, and what it asked for goes on without it or is given back, by session.h's rule. */
 void request_peer_came(struct peer *peer);

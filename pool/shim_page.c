@@ -2,12 +2,14 @@
 /* The pool's access to the control page (wire/control_page.h) of a process with the shim. */
 #include "shim_page.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -22,6 +24,8 @@
 #define PAGES_MAX     8            /* mappings of that name that are tried */
 #define SLICE_US      20000        /* after which a waiting command looks whether the process lives */
 #define OWNER_WAIT_US 1000         /* between two attempts to become the one that commands */
+#define BYTES_MAX     (1ull << 56) /* of memory that a page may speak of: sums of it do not overflow */
+#define THREADS_MAX   65536        /* of one process that are looked through for the shim's */
 
 static int __attribute__((format(printf, 3, 4))) fail(struct cudapool_shim *shim, int error, const char *format, ...)
 {
@@ -158,10 +162,22 @@ void cudapool_shim_close(struct cudapool_shim *shim)
 	process_close(&shim->process);
 }
 
+/* Text of the shim's, for people: made safe for logs and terminals. */
+static void copy_text(char *copy, const volatile char *text, size_t size)
+{
+	size_t i;
+
+	for (i = 0; i < size - 1 && (copy[i] = text[i]); i++)
+		if (copy[i] < ' ' || copy[i] > '~')
+			copy[i] = '?';
+	copy[i] = '\0';
+}
+
 int cudapool_shim_read(struct cudapool_shim *shim, struct cudapool_page *copy)
 {
 	const volatile struct cudapool_page *page = shim->page; /* volatile: each field is read exactly once */
-	size_t i;
+	bool impossible = false;
+	size_t i, j;
 
 	copy->magic = __atomic_load_n(&page->magic, __ATOMIC_ACQUIRE);
 	copy->version = page->version;
@@ -195,9 +211,36 @@ int cudapool_shim_read(struct cudapool_shim *shim, struct cudapool_page *copy)
 	copy->handed_back = page->handed_back;
 	copy->created = page->created;
 	copy->resolved = page->resolved;
-	if (copy->pid <= 0 || copy->warmth > CUDAPOOL_WARMTH_FAILED || copy->app_inited > 1 ||
-	    copy->warm_us > INT64_MAX || copy->handed_back > INT64_MAX || copy->created > INT64_MAX ||
-	    copy->resolved > INT64_MAX)
+	copy->tid = page->tid;
+	copy->park_state = page->park_state;
+	copy->channel_fd = page->channel_fd;
+	copy->limit_ms = page->limit_ms;
+	for (i = 0; i < sizeof(copy->token); i++)
+		copy->token[i] = page->token[i];
+	copy->parked_bytes = page->parked_bytes;
+	for (i = 0; i < CUDAPOOL_LEFT_KINDS; i++) {
+		copy->left_bytes[i] = page->left_bytes[i];
+		impossible |= copy->left_bytes[i] > BYTES_MAX;
+	}
+	copy->imported_bytes = page->imported_bytes;
+	copy->held_calls = page->held_calls;
+	copy->unknown = page->unknown;
+	copy_text(copy->unknown_name, page->unknown_name, sizeof(copy->unknown_name));
+	copy_text(copy->reason, page->reason, sizeof(copy->reason));
+	copy->want_seq = page->want_seq;
+	copy->granted_seq = page->granted_seq;
+	copy->want_device = page->want_device;
+	copy->reserved = 0;
+	copy->want_bytes = page->want_bytes;
+	for (i = 0; i < CUDAPOOL_PAGE_DEVICES; i++) {
+		for (j = 0; j < sizeof(copy->devices[i].uuid); j++)
+			copy->devices[i].uuid[j] = page->devices[i].uuid[j];
+		copy->devices[i].evictable = page->devices[i].evictable;
+	}
+	if (impossible || copy->tid < 0 || copy->park_state > CUDAPOOL_PARK_UNPARKING ||
+	    copy->parked_bytes > BYTES_MAX || copy->imported_bytes > BYTES_MAX || copy->held_calls > INT64_MAX || copy->pid <= 0 ||
+	    copy->warmth > CUDAPOOL_WARMTH_FAILED || copy->app_inited > 1 || copy->warm_us > INT64_MAX ||
+	    copy->handed_back > INT64_MAX || copy->created > INT64_MAX || copy->resolved > INT64_MAX)
 		return fail(shim, -EBADMSG, "the control page of process %d says impossible things", shim->process.pid);
 	return 0;
 }
@@ -233,25 +276,19 @@ static bool owner_lives(uint32_t owner)
 	return owner <= INT_MAX && program_of(owner, its) && program_of(getpid(), ours) && !strcmp(its, ours);
 }
 
-/* The owner is the thread, so that two threads of one pool do not command at once either. */
-static int take(struct cudapool_shim *shim, uint32_t self, uint64_t deadline)
+/*
+ * The owner is the thread, so that two threads of one pool do not command at once either. 0, or the owner that lives.
+ */
+static uint32_t try_to_take(struct cudapool_shim *shim)
 {
-	uint32_t owner;
+	uint32_t self = gettid(), owner = 0;
 
-	for (;;) {
-		owner = 0;
-		if (__atomic_compare_exchange_n(&shim->page->owner, &owner, self, false, __ATOMIC_ACQ_REL,
-						__ATOMIC_ACQUIRE))
-			return 0;
-		if ((owner == self || !owner_lives(owner)) &&
-		    __atomic_compare_exchange_n(&shim->page->owner, &owner, self, false, __ATOMIC_ACQ_REL,
-						__ATOMIC_ACQUIRE))
-			return 0;
-		if (now_us() >= deadline)
-			return fail(shim, -EBUSY, "the shim of process %d is commanded by process %u",
-				    shim->process.pid, owner);
-		usleep(OWNER_WAIT_US);
-	}
+	if (__atomic_compare_exchange_n(&shim->page->owner, &owner, self, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+		return 0;
+	if ((owner == self || !owner_lives(owner)) &&
+	    __atomic_compare_exchange_n(&shim->page->owner, &owner, self, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+		return 0;
+	return owner ? owner : UINT32_MAX; /* 0: it was given up just now */
 }
 
 static void wake(uint32_t *word)
@@ -287,28 +324,101 @@ static int wait_for_ack(struct cudapool_shim *shim, uint32_t seq, uint64_t deadl
 	}
 }
 
+int cudapool_shim_post(struct cudapool_shim *shim, enum cudapool_page_command command, const uint8_t token[16],
+		       uint32_t limit_ms, uint32_t *seq)
+{
+	volatile struct cudapool_page *page = shim->page;
+	uint32_t owner = try_to_take(shim);
+	size_t i;
+
+	if (owner)
+		return fail(shim, -EAGAIN, "the shim of process %d is commanded by process %u", shim->process.pid,
+			    owner);
+	page->command = command;
+	page->limit_ms = limit_ms;
+	for (i = 0; token && i < sizeof(page->token); i++)
+		page->token[i] = token[i];
+	*seq = __atomic_add_fetch(&shim->page->command_seq, 1, __ATOMIC_RELEASE);
+	wake(&shim->page->command_seq);
+	return 0;
+}
+
+int cudapool_shim_acknowledged(struct cudapool_shim *shim, uint32_t seq, int32_t *result, int32_t *channel_fd)
+{
+	const volatile struct cudapool_page *page = shim->page;
+
+	if (__atomic_load_n(&shim->page->ack_seq, __ATOMIC_ACQUIRE) == seq) {
+		*result = page->result;
+		*channel_fd = page->channel_fd;
+		return 0;
+	}
+	if (!process_alive(&shim->process))
+		return fail(shim, -ESRCH, "process %d has ended", shim->process.pid);
+	return -EAGAIN;
+}
+
+void cudapool_shim_leave(struct cudapool_shim *shim, bool unanswered)
+{
+	uint32_t self = gettid();
+
+	if (unanswered) {
+		__atomic_store_n(&shim->page->command, CUDAPOOL_PAGE_PING, __ATOMIC_RELAXED);
+		__atomic_add_fetch(&shim->page->command_seq, 1, __ATOMIC_RELEASE);
+	}
+	__atomic_compare_exchange_n(&shim->page->owner, &self, 0, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+}
+
 int cudapool_shim_command(struct cudapool_shim *shim, enum cudapool_page_command command, int limit_ms, int32_t *result,
 			  uint64_t *elapsed_us)
 {
 	uint64_t started = now_us(), deadline = started + (limit_ms > 0 ? limit_ms : 0) * 1000ull;
-	struct cudapool_page *page = shim->page;
-	uint32_t self = gettid(), seq;
+	int32_t its_result, channel_fd;
+	uint32_t seq;
 	int ret;
 
-	ret = take(shim, self, deadline);
-	if (ret)
-		return ret;
+	while ((ret = cudapool_shim_post(shim, command, NULL, 0, &seq)) == -EAGAIN) {
+		if (now_us() >= deadline)
+			return -EBUSY;
+		usleep(OWNER_WAIT_US);
+	}
 	started = now_us();
-	__atomic_store_n(&page->command, command, __ATOMIC_RELAXED);
-	seq = __atomic_add_fetch(&page->command_seq, 1, __ATOMIC_RELEASE);
-	wake(&page->command_seq);
 	ret = wait_for_ack(shim, seq, deadline);
 	if (!ret && elapsed_us)
 		*elapsed_us = now_us() - started;
-	if (!ret && result)
-		*result = __atomic_load_n(&page->result, __ATOMIC_RELAXED);
-	__atomic_compare_exchange_n(&page->owner, &self, 0, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+	if (!ret && !cudapool_shim_acknowledged(shim, seq, &its_result, &channel_fd) && result)
+		*result = its_result;
+	cudapool_shim_leave(shim, ret == -ETIMEDOUT);
 	return ret;
+}
+
+uint64_t cudapool_shim_left(const struct cudapool_page *page)
+{
+	uint64_t left = 0;
+	size_t i;
+
+	for (i = 0; i < CUDAPOOL_LEFT_KINDS; i++)
+		left += page->left_bytes[i];
+	return left;
+}
+
+int cudapool_shim_thread(const struct cudapool_shim *shim, const struct cudapool_page *page)
+{
+	char path[32];
+	struct dirent *entry;
+	int tid, seen = 0, found = -ESRCH;
+	DIR *tasks;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", shim->process.pid);
+	tasks = opendir(path);
+	if (!tasks)
+		return -ESRCH;
+	while (found < 0 && seen++ < THREADS_MAX && (entry = readdir(tasks))) {
+		tid = atoi(entry->d_name);
+		if (tid > 0 && process_thread_is(&shim->process, tid, page->tid, CUDAPOOL_SHIM_THREAD))
+			found = tid;
+	}
+	closedir(tasks);
+	return process_alive(&shim->process) ? found : -ESRCH;
 }
 
 /* Everything that a report needs; *ping_us is -1 if the ping was not answered, and then shim->text says why. */
@@ -330,6 +440,26 @@ static const char *warmth_name(uint32_t warmth)
 	static const char *const names[] = {"none", "driver", "context", "taken", "failed"};
 
 	return names[warmth]; /* bounded by cudapool_shim_read() */
+}
+
+static void report_park(struct cudapool_json *j, const struct cudapool_page *page)
+{
+	static const char *const states[] = {"open", "closing", "parked", "unparking"};
+	static const char *const kinds[CUDAPOOL_LEFT_KINDS] = {"small", "ordered", "managed",
+							       "array", "shared",  "refused"};
+	size_t i;
+
+	cudapool_json_string(j, "park_state", states[page->park_state]); /* bounded by cudapool_shim_read() */
+	cudapool_json_number(j, "parked_bytes", page->parked_bytes);
+	cudapool_json_number(j, "imported_bytes", page->imported_bytes);
+	cudapool_json_open(j, "left_bytes", '{');
+	for (i = 0; i < CUDAPOOL_LEFT_KINDS; i++)
+		cudapool_json_number(j, kinds[i], page->left_bytes[i]);
+	cudapool_json_close(j, '}');
+	cudapool_json_number(j, "held_calls", page->held_calls);
+	cudapool_json_number(j, "unknown", page->unknown);
+	cudapool_json_string(j, "unknown_name", page->unknown_name);
+	cudapool_json_string(j, "reason", page->reason);
 }
 
 int cudapool_shim_report(int pid, int limit_ms, char *json, size_t size)
@@ -354,6 +484,7 @@ int cudapool_shim_report(int pid, int limit_ms, char *json, size_t size)
 		cudapool_json_number(&j, "handed_back", page.handed_back);
 		cudapool_json_number(&j, "created", page.created);
 		cudapool_json_number(&j, "resolved", page.resolved);
+		report_park(&j, &page);
 		if (ping_us >= 0)
 			cudapool_json_number(&j, "ping_us", ping_us);
 		else

@@ -9,20 +9,26 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "driver.h"
+#include "engine.h"
 #include "log.h"
 #include "shim_page.h"
+#include "worker_job.h"
 
-#define SHIM_LIMIT_MS 200 /* for a shim's answer to a ping */
+#define SHIM_LIMIT_MS    200 /* for a shim's answer to a ping */
+#define QUEUE_MAX        256
+#define CROWDED_MS       1 /* before another attempt where too many descriptors are under way */
+#define CROWDED_ATTEMPTS 10000
 
 /*
  * Threads: main() answers the keeper and never calls the driver, so that a heartbeat tells "busy" from "hung";
- * one thread warms; the rest act. The queue holds at most one entry per acting thread, because the keeper
- * sends no more at once.
+ * one thread warms; each job has its own (worker_job.c); the rest act. The queue holds at most one action per acting
+ * thread, because the keeper sends no more at once, and questions for memory.
  */
 static struct worker_config config;
 static struct driver driver;
@@ -30,7 +36,7 @@ static struct timespec started;
 
 static pthread_mutex_t queue_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t queue_filled = PTHREAD_COND_INITIALIZER;
-static struct worker_message queue[64];
+static struct worker_message queue[QUEUE_MAX];
 static unsigned queue_length;
 static bool driver_ready; /* guarded like the queue: whoever sees it sees what initialise() did */
 
@@ -42,15 +48,44 @@ static uint64_t us_since(const struct timespec *then)
 	return (uint64_t)(now.tv_sec - then->tv_sec) * 1000000 + now.tv_nsec / 1000 - then->tv_nsec / 1000;
 }
 
-static void tell(const struct worker_message *message)
+/* Waits for room; descriptors that are under way in too large a number are the keeper's to receive. */
+static int send_message(const struct worker_message *message, const int *fds, unsigned count)
 {
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(WORKER_BATCH * sizeof(int))];
+	} control = {};
+	struct iovec iov = {(void *)message, sizeof(*message)};
+	struct msghdr header = {.msg_iov = &iov, .msg_iovlen = 1};
+	struct cmsghdr *cmsg;
+	unsigned attempts = 0;
 	ssize_t n;
 
-	do
-		n = send(config.fd, message, sizeof(*message), MSG_NOSIGNAL);
-	while (n < 0 && errno == EINTR);
-	if (n != sizeof(*message))
-		_exit(1); /* there is no keeper any more */
+	if (count) {
+		header.msg_control = &control;
+		header.msg_controllen = CMSG_SPACE(count * sizeof(int));
+		cmsg = CMSG_FIRSTHDR(&header);
+		cmsg->cmsg_level = SOL_SOCKET;
+		cmsg->cmsg_type = SCM_RIGHTS;
+		cmsg->cmsg_len = CMSG_LEN(count * sizeof(int));
+		memcpy(CMSG_DATA(cmsg), fds, count * sizeof(int));
+	}
+	for (;;) {
+		n = sendmsg(config.fd, &header, MSG_NOSIGNAL);
+		if (n == sizeof(*message))
+			return 0;
+		if (n < 0 && errno == ETOOMANYREFS && attempts++ < CROWDED_ATTEMPTS)
+			usleep(CROWDED_MS * 1000);
+		else if (n < 0 && errno == ETOOMANYREFS)
+			return -ETOOMANYREFS;
+		else if (n >= 0 || errno != EINTR)
+			_exit(1); /* there is no keeper any more */
+	}
+}
+
+static void tell(const struct worker_message *message)
+{
+	send_message(message, NULL, 0);
 }
 
 static int failed(struct worker_message *stage)
@@ -85,6 +120,9 @@ static int initialise(struct worker_message *stage)
 	driver.cuDriverGetVersion(&version);
 	stage->driver_version = version;
 	stage->devices = devices;
+	if (engine_init(&driver, stage->text))
+		return failed(stage);
+	worker_jobs_ready();
 	pthread_mutex_lock(&queue_lock);
 	driver_ready = true;
 	pthread_cond_broadcast(&queue_filled);
@@ -127,8 +165,11 @@ static void *warm_thread(void *unused)
 {
 	struct worker_message stage = {.kind = WORKER_STAGE, .warm_device = -1};
 
-	if (!initialise(&stage))
-		warm_contexts(&stage);
+	if (initialise(&stage))
+		return NULL;
+	warm_contexts(&stage);
+	if (stage.contexts)
+		engine_warm(ENGINE_THREADS, ENGINE_CHUNK_MB);
 	return NULL;
 }
 
@@ -197,6 +238,9 @@ static void act(const struct worker_message *action)
 	case CUDAPOOL_OP_SHIM:
 		result.error = describe_shim(action->pid, result.text, &result.value);
 		break;
+	case CUDAPOOL_OP_UNPARK: /* the keeper's own business */
+		result.error = -EPROTO;
+		break;
 	}
 #undef CALL
 	result.elapsed_us = (uint32_t)us_since(&begun);
@@ -207,6 +251,14 @@ static void act(const struct worker_message *action)
 		snprintf(result.text, sizeof(result.text), "%s: %s (%d)", call, driver_error_name(&driver, cu), cu);
 	}
 	tell(&result);
+}
+
+static void answer_memory(const struct worker_message *question)
+{
+	struct worker_message answer = *question;
+
+	answer.error = engine_memory(question->uuid, &answer.bytes, &answer.stored, answer.text);
+	tell(&answer);
 }
 
 static void *acting_thread(void *unused)
@@ -221,7 +273,10 @@ static void *acting_thread(void *unused)
 		queue_length--;
 		memmove(queue, queue + 1, queue_length * sizeof(queue[0]));
 		pthread_mutex_unlock(&queue_lock);
-		act(&action);
+		if (action.kind == WORKER_MEMORY)
+			answer_memory(&action);
+		else
+			act(&action);
 	}
 	return NULL;
 }
@@ -254,36 +309,90 @@ static bool enqueue(const struct worker_message *action)
 	return fits;
 }
 
+/* One message and its descriptors; `broken`: some of them did not fit into this process. False: the keeper is gone. */
+static bool receive(struct worker_message *message, int *fds, unsigned *count, bool *broken)
+{
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(WORKER_BATCH * sizeof(int))];
+	} control;
+	struct iovec iov = {message, sizeof(*message)};
+	struct msghdr header = {
+		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+	struct cmsghdr *cmsg;
+	ssize_t n;
+
+	do
+		n = recvmsg(config.fd, &header, MSG_CMSG_CLOEXEC);
+	while (n < 0 && errno == EINTR);
+	*count = 0;
+	*broken = header.msg_flags & MSG_CTRUNC;
+	for (cmsg = n < 0 ? NULL : CMSG_FIRSTHDR(&header); cmsg; cmsg = CMSG_NXTHDR(&header, cmsg)) {
+		if (cmsg->cmsg_level != SOL_SOCKET || cmsg->cmsg_type != SCM_RIGHTS)
+			continue;
+		*count = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+		memcpy(fds, CMSG_DATA(cmsg), *count * sizeof(int));
+	}
+	return n == sizeof(*message);
+}
+
+/* A piece is a descriptor while it is on its way, here as in the keeper. */
+static void raise_limit(void)
+{
+	struct rlimit limit;
+
+	if (!getrlimit(RLIMIT_NOFILE, &limit)) {
+		limit.rlim_cur = limit.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &limit);
+	}
+}
+
 int worker_main(const struct worker_config *given)
 {
 	struct worker_message message;
-	ssize_t n;
-	int err;
+	int fds[WORKER_BATCH], err;
+	unsigned count;
+	bool broken, understood;
 
 	config = *given;
 	clock_gettime(CLOCK_MONOTONIC, &started);
 	prctl(PR_SET_NAME, "cudapool-worker");
+	raise_limit();
+	worker_jobs_init(send_message);
 
 	err = start_threads();
 	if (err) {
 		cudapool_log(CUDAPOOL_LOG_ERR, "worker: cannot start threads: %s", strerror(-err));
 		return 1;
 	}
-	for (;;) {
-		n = recv(config.fd, &message, sizeof(message), 0);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n != sizeof(message))
-			break; /* the keeper closed its end; contexts go with the process */
-		if (message.kind == WORKER_PING) {
+	while (receive(&message, fds, &count, &broken)) {
+		understood = true;
+		switch (message.kind) {
+		case WORKER_PING:
 			message.kind = WORKER_PONG;
 			tell(&message);
-		} else if (message.kind != WORKER_ACTION || !enqueue(&message)) {
+			break;
+		case WORKER_ACTION:
+		case WORKER_MEMORY:
+			understood = enqueue(&message);
+			break;
+		case WORKER_JOB:
+		case WORKER_PIECES:
+		case WORKER_CANCEL:
+			worker_job_message(&message, fds, count, broken);
+			break;
+		default:
+			understood = false;
+		}
+		if (!understood) {
 			cudapool_log(CUDAPOOL_LOG_ERR, "worker: the keeper sent what it should not (kind %u)",
 				     message.kind);
 			return 1;
 		}
 	}
-	/* Not exit(): a library's destructors must not run beside threads that are inside of the driver. */
+	/*
+	 * The keeper closed its end; contexts go with the process. Not exit(): a library's destructors must not run
+	 * beside threads that are inside of the driver.
+	 */
 	_exit(0);
 }

@@ -30,6 +30,8 @@
 #define LOOK_AGAIN_MS  3000  /* between two looks for a driver that was not usable */
 #define REAP_MS        100   /* given to a killed worker to disappear; longer only if it is stuck in the kernel */
 #define ABANDONED_MAX  8     /* killed workers that were stuck so */
+#define WAITING_MAX    128   /* messages without descriptors that wait for room: actions, heartbeats */
+#define CROWDED_MS     5     /* before another attempt where too many descriptors were under way */
 
 static struct {
 	struct link_config config;
@@ -37,6 +39,10 @@ static struct {
 	struct loop_watch socket;  /* .fd is -1 while there is none */
 	struct loop_timer beat;    /* while there is a worker */
 	struct loop_timer restart; /* while one is due */
+	struct loop_timer crowded; /* descriptors were refused: try again */
+	struct worker_message waiting[WAITING_MAX];
+	unsigned waiting_count;
+	bool wants_room; /* link_send_job() was refused */
 	struct worker_message at;  /* the last WORKER_STAGE, or what stands for it */
 	uint64_t started_ms;
 	unsigned unanswered; /* heartbeats */
@@ -82,7 +88,10 @@ static void close_socket(void)
 	if (worker.socket.fd >= 0)
 		close(worker.socket.fd);
 	worker.socket.fd = -1;
+	worker.waiting_count = 0;
+	worker.wants_room = false;
 	loop_timer_cancel(&worker.beat);
+	loop_timer_cancel(&worker.crowded);
 }
 
 /* There is no usable driver: worker.at.text says why. Everyone is told so until somebody has us look again. */
@@ -186,28 +195,117 @@ static void stage_reached(const struct worker_message *message)
 	worker.config.changed();
 }
 
+/* One packet. 0 or a negative errno; -EAGAIN: no room; -ETOOMANYREFS: too many descriptors under way. */
+static int send_packet(const struct worker_message *message, const int *fds, unsigned count)
+{
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(WORKER_BATCH * sizeof(int))];
+	} control;
+	struct iovec iov = {(void *)message, sizeof(*message)};
+	struct msghdr header = {.msg_iov = &iov, .msg_iovlen = 1};
+	struct cmsghdr *cmsg;
+
+	if (count) {
+		header.msg_control = &control;
+		header.msg_controllen = CMSG_SPACE(count * sizeof(int));
+		cmsg = CMSG_FIRSTHDR(&header);
+		cmsg->cmsg_level = SOL_SOCKET;
+		cmsg->cmsg_type = SCM_RIGHTS;
+		cmsg->cmsg_len = CMSG_LEN(count * sizeof(int));
+		memcpy(CMSG_DATA(cmsg), fds, count * sizeof(int));
+	}
+	return sendmsg(worker.socket.fd, &header, MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof(*message) ? 0 : -errno;
+}
+
+/* What waited goes first; then whoever was refused may try again. */
+static void send_waiting(void)
+{
+	unsigned sent = 0;
+
+	while (sent < worker.waiting_count && !send_packet(&worker.waiting[sent], NULL, 0))
+		sent++;
+	worker.waiting_count -= sent;
+	memmove(worker.waiting, worker.waiting + sent, worker.waiting_count * sizeof(worker.waiting[0]));
+	if (worker.waiting_count)
+		return;
+	loop_watch(&worker.socket, EPOLLIN);
+	if (worker.wants_room) {
+		worker.wants_room = false;
+		worker.config.room();
+	}
+}
+
+static void no_longer_crowded(struct loop_timer *timer)
+{
+	send_waiting();
+}
+
+/* One packet and its descriptors: 1, 0 where there is none, or -1 where the worker cannot be understood any more. */
+static int receive_packet(struct worker_message *message, int *fds, unsigned *count)
+{
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(WORKER_BATCH * sizeof(int))];
+	} control;
+	struct iovec iov = {message, sizeof(*message)};
+	struct msghdr header = {
+		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+	struct cmsghdr *cmsg;
+	ssize_t n = recvmsg(worker.socket.fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+
+	*count = 0;
+	if (n < 0)
+		return errno == EAGAIN || errno == EINTR ? 0 : -1;
+	for (cmsg = CMSG_FIRSTHDR(&header); cmsg; cmsg = CMSG_NXTHDR(&header, cmsg)) {
+		if (cmsg->cmsg_level != SOL_SOCKET || cmsg->cmsg_type != SCM_RIGHTS)
+			continue;
+		*count = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+		memcpy(fds, CMSG_DATA(cmsg), *count * sizeof(int));
+	}
+	/* Truncated: descriptors ran out. What came is told of, and the job that it belongs to sees that some are
+	 * missing. */
+	return n == sizeof(*message) ? 1 : -1;
+}
+
+static void close_all(const int *fds, unsigned count)
+{
+	while (count)
+		close(fds[--count]);
+}
+
+static void message_came(struct worker_message *message, const int *fds, unsigned count)
+{
+	message->text[sizeof(message->text) - 1] = '\0';
+	if (message->kind == WORKER_PONG) {
+		worker.unanswered = 0;
+	} else if (message->kind == WORKER_STAGE) {
+		stage_reached(message);
+	} else if (message->kind == WORKER_RESULT && message->op <= CUDAPOOL_OP_LAST) {
+		worker.config.result(message);
+	} else {
+		worker.config.job(message, fds, count);
+		return;
+	}
+	close_all(fds, count);
+}
+
 static void socket_ready(struct loop_watch *watch, uint32_t events)
 {
 	struct worker_message message;
-	ssize_t n = recv(watch->fd, &message, sizeof(message), MSG_DONTWAIT);
+	int fds[WORKER_BATCH], got;
+	unsigned count;
 
-	if (n < 0 && (errno == EAGAIN || errno == EINTR))
-		return;
-	if (n != sizeof(message)) {
-		lose_worker("died");
-		return;
+	if (events & EPOLLOUT) {
+		send_waiting();
+		return; /* the loop comes back for what else there is */
 	}
-	switch (message.kind) {
-	case WORKER_PONG:
-		worker.unanswered = 0;
-		break;
-	case WORKER_STAGE:
-		stage_reached(&message);
-		break;
-	case WORKER_RESULT:
-		message.text[sizeof(message.text) - 1] = '\0';
-		worker.config.result(&message);
-		break;
+	got = receive_packet(&message, fds, &count);
+	if (got > 0) {
+		message_came(&message, fds, count);
+	} else if (got < 0) {
+		close_all(fds, count);
+		lose_worker("died");
 	}
 }
 
@@ -273,8 +371,44 @@ void link_init(const struct link_config *config)
 
 bool link_send(const struct worker_message *message)
 {
-	return worker.socket.fd >= 0 &&
-	       send(worker.socket.fd, message, sizeof(*message), MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof(*message);
+	if (worker.socket.fd < 0)
+		return false;
+	if (!worker.waiting_count) {
+		switch (send_packet(message, NULL, 0)) {
+		case 0:
+			return true;
+		case -EAGAIN:
+			break;
+		default:
+			return false;
+		}
+	}
+	if (worker.waiting_count == WAITING_MAX)
+		return false;
+	worker.waiting[worker.waiting_count++] = *message;
+	loop_watch(&worker.socket, EPOLLIN | EPOLLOUT);
+	return true;
+}
+
+int link_send_job(const struct worker_message *message, const int *fds, unsigned count)
+{
+	int err;
+
+	if (worker.socket.fd < 0)
+		return -ENOTCONN;
+	err = worker.waiting_count ? -EAGAIN : send_packet(message, fds, count);
+	if (err == -EPIPE || err == -ECONNRESET)
+		return -ENOTCONN; /* it died, and the loop will say so */
+	if (err == -ETOOMANYREFS) {
+		worker.crowded.fire = no_longer_crowded;
+		loop_timer_set(&worker.crowded, CROWDED_MS);
+		err = -EAGAIN;
+	} else if (err == -EAGAIN) {
+		loop_watch(&worker.socket, EPOLLIN | EPOLLOUT);
+	}
+	if (err == -EAGAIN)
+		worker.wants_room = true;
+	return err;
 }
 
 void link_replace(const char *what)

@@ -15,7 +15,10 @@ struct link_config {
 	 * link_replace, which call lost()).
 	 */
 	void (*changed)(void);                                /* link_info() says something new */
-	void (*result)(const struct worker_message *message); /* a WORKER_RESULT came */
+	void (*result)(const struct worker_message *message); /* the WORKER_RESULT of an action came */
+	/* Anything about a job or about memory came; the callee owns the descriptors. */
+	void (*job)(const struct worker_message *message, const int *fds, unsigned count);
+	void (*room)(void);                                   /* after link_send_job() said -EAGAIN: try again */
 	void (*lost)(const char *what);                       /* the worker is gone: it 'died', 'hung', … */
 };
 
@@ -37,6 +40,14 @@ void link_init(const struct link_config *config);
 
 /* Hands one WORKER_ACTION over. False if there is no worker that could take it. */
 bool link_send(const struct worker_message *message);
+
+/*
+ * Hands over what is not an action, with up to WORKER_BATCH descriptors, which stay the caller's. 0; -EAGAIN: the link
+ * is
+ * full, room() will be called; -ENOTCONN: there is no worker that could take it; another negative errno: it cannot be
+ * sent.
+ */
+int link_send_job(const struct worker_message *message, const int *fds, unsigned count);
 
 /* Kills the worker, which `what` ('hung'), and starts another. */
 void link_replace(const char *what);

@@ -29,11 +29,15 @@ function alive(pid: number): boolean {
   }
 }
 
-export async function startApplication(t: Test, soft: SoftCuda): Promise<Application> {
+export async function startApplication(
+  t: Test,
+  soft: SoftCuda,
+  extra: Record<string, string> = {},
+): Promise<Application> {
   const dir = join(tempDir(t), 'app');
   mkdirSync(dir);
   const child = spawn(join(built.workloads, 'gpu_app'), ['--dir', dir, '--memory', '1', '--seed', '1'], {
-    env: { ...process.env, ...soft.env },
+    env: { ...process.env, ...soft.env, ...extra },
     stdio: 'ignore',
     detached: true,
   });

@@ -160,6 +160,7 @@ static void acting(void)
 		{"refuses", s_refuses_action, -EREMOTEIO, "too many at once"},
 		{"another process", s_other_pid, -EPROTO, "asked was"},
 		{"an impossible op", s_impossible_op, -EPROTO, "impossible"},
+		{"an impossible path", s_impossible_path, -EPROTO, "impossible"},
 		{"a request never made", s_result_of_the_future, -EPROTO, "never made"},
 		{"closes midway", s_closes_midway, -ECONNRESET, "closed"},
 		{"expels", s_expels, -ETIMEDOUT, "you took too long"},
@@ -295,6 +296,46 @@ static void verbs(void)
 	}
 }
 
+/* IMAGES carries a descriptor, EVICT none; FOUND answers both. */
+static void images(void)
+{
+	struct cudapool_hello hello = {.role = CUDAPOOL_ROLE_TOOL};
+	struct cudapool_images request = {
+		.purpose = CUDAPOOL_IMAGES_PREFETCH, .tier = CUDAPOOL_TIER_STAGED, .sync = 1, .hot = CUDAPOOL_HOT_OFF};
+	uint8_t token[CUDAPOOL_TOKEN_LEN] = {7, [15] = 9};
+	struct cudapool_client c;
+	struct cudapool_found f;
+	pid_t server = serve(s_images);
+	int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC), before, ret;
+	char one[64];
+
+	snprintf(one, sizeof(one), "%s/one", directory);
+	close(open(one, O_CREAT | O_CLOEXEC, 0600));
+	cudapool_client_connect(&c, path, &hello);
+	before = descriptors();
+	ret = cudapool_client_images(&c, &request, fd, 1000, &f);
+	ok(ret == 0 && f.count == 1 && f.bytes == 2113, "images: %d, %u found, asked %llu", ret, f.count,
+	   (unsigned long long)f.bytes);
+	ret = cudapool_client_evict(&c, token, CUDAPOOL_TIER_COLD, 1000, &f);
+	ok(ret == 0 && f.bytes == 7092, "evict: %d, asked %llu", ret, (unsigned long long)f.bytes);
+	ok(descriptors() == before && fcntl(fd, F_GETFD) == FD_CLOEXEC, "the directory stays the caller's");
+	cudapool_client_close(&c);
+	end(server);
+	unlink(one);
+
+	server = serve(s_finds_errors);
+	cudapool_client_connect(&c, path, &hello);
+	ret = cudapool_client_images(&c, &request, fd, 1000, &f);
+	ok(ret == -EREMOTEIO && f.error == -EBADMSG && one_line(c.text), "refused, in many lines");
+	ret = cudapool_client_images(&c, &request, fd, 1000, &f);
+	ok(ret == -EREMOTEIO && strstr(c.text, "Bad message"), "refused without a word: %s", c.text);
+	ret = cudapool_client_evict(&c, NULL, CUDAPOOL_TIER_COLD, 1000, &f);
+	ok(ret == -EPROTO && strstr(c.text, "impossible"), "refused in an impossible way: %s", c.text);
+	cudapool_client_close(&c);
+	end(server);
+	close(fd);
+}
+
 static void on_alarm(int signal)
 {
 }
@@ -379,6 +420,7 @@ int main(int argc, char **argv)
 	acting();
 	several();
 	verbs();
+	images();
 	interrupted();
 	slow_welcome();
 	unlink(path);

@@ -21,6 +21,8 @@ static union {
 	struct cudapool_header h;
 	struct cudapool_hello hello;
 	struct cudapool_action action;
+	struct cudapool_images images;
+	struct cudapool_evict evict;
 	char bytes[CUDAPOOL_WIRE_MAX];
 } got;
 
@@ -306,6 +308,62 @@ static void s_descriptors(int fd)
 	r.value = 42;
 	if (sendmsg(fd, &m, 0) < 0)
 		_exit(1);
+}
+
+/* Takes IMAGES with a directory and EVICT: says how many files `one` are in it, and what it was asked. */
+static void s_images(int fd)
+{
+	struct cudapool_found f;
+	union {
+		struct cmsghdr h;
+		char room[CMSG_SPACE(4 * sizeof(int))];
+	} control;
+	struct iovec iov = {&got, sizeof(got)};
+	struct msghdr m = {
+		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+	int directory = -1;
+
+	greet(fd);
+	if (recvmsg(fd, &m, 0) <= 0)
+		_exit(1);
+	if (m.msg_controllen >= CMSG_LEN(sizeof(int)) && control.h.cmsg_len == CMSG_LEN(sizeof(int)))
+		memcpy(&directory, CMSG_DATA(&control.h), sizeof(directory));
+	f = (struct cudapool_found){.h = header(CUDAPOOL_MSG_FOUND, sizeof(f))};
+	f.count = faccessat(directory, "one", F_OK, 0) == 0;
+	f.bytes = got.images.purpose * 1000 + got.images.tier * 100 + got.images.sync * 10 + got.images.hot;
+	give(fd, &f, sizeof(f));
+	take(fd);
+	f = (struct cudapool_found){.h = header(CUDAPOOL_MSG_FOUND, sizeof(f))};
+	f.bytes = got.evict.token[0] * 1000 + got.evict.token[15] * 10 + got.evict.tier;
+	give(fd, &f, sizeof(f));
+}
+
+static void s_finds_errors(int fd) /* with words, without, and an impossible one */
+{
+	struct cudapool_found f;
+	int i;
+
+	greet(fd);
+	for (i = 0; i < 3; i++) {
+		take(fd);
+		f = (struct cudapool_found){.h = header(CUDAPOOL_MSG_FOUND, sizeof(f)), .error = -EBADMSG};
+		if (i == 0)
+			memset(f.text, '\n', sizeof(f.text));
+		if (i == 2)
+			f.error = 1;
+		give(fd, &f, sizeof(f));
+	}
+}
+
+static void s_impossible_path(int fd)
+{
+	struct cudapool_result r;
+
+	greet(fd);
+	take(fd);
+	r = result();
+	r.path = CUDAPOOL_PATH_LAST + 1;
+	give(fd, &r, sizeof(r));
 }
 
 /* Ends the connection with a reason, while an action is under way. */

@@ -216,6 +216,25 @@ static void lenient(void)
 	unsetenv("CUDAPOOL_LOG");
 }
 
+/* What CUDAPOOL_HOT may be is more than a string. */
+static void hot(void)
+{
+	static const struct {
+		const char *value;
+		int is;
+	} table[] = {{"auto", CUDAPOOL_HOT_AUTO}, {"move", CUDAPOOL_HOT_MOVE}, {"copy", CUDAPOOL_HOT_COPY},
+		     {"off", CUDAPOOL_HOT_OFF},	  {"mov", -EINVAL},	       {"OFF", -EINVAL}};
+	size_t i;
+
+	for (i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
+		setenv("CUDAPOOL_HOT", table[i].value, 1);
+		ok(cudapool_options_read(&o, ALL, true, text) == 0 && cudapool_options_hot(&o, text) == table[i].is,
+		   "CUDAPOOL_HOT=%s: %s", table[i].value, text);
+	}
+	ok(strstr(text, "CUDAPOOL_HOT is 'OFF' (environment), allowed is auto, move, copy or off"), "and says so");
+	unsetenv("CUDAPOOL_HOT");
+}
+
 static void json(void)
 {
 	static char out[CUDAPOOL_OPTIONS_JSON];
@@ -256,6 +275,7 @@ int main(int argc, char **argv)
 	values();
 	damaged_files();
 	lenient();
+	hot();
 	json();
 	unlink(path);
 	rmdir(directory);

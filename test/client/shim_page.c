@@ -273,7 +273,7 @@ static void opening(void)
 		{"nine false ones", many, -EBADMSG, "no control page"},
 		{"a false one first", one_false_one_right, 0, ""},
 		{"not filled in", unfinished, -EBADMSG, "not filled in"},
-		{"another version", other_version, -EPROTONOSUPPORT, "version 2"},
+		{"another version", other_version, -EPROTONOSUPPORT, "version 3"},
 		{"another size", other_size, -EPROTONOSUPPORT, "65535 bytes"},
 		{"a build without end", endless_build, 0, ""},
 		{"a build with control characters", ugly_build, -EBADMSG, "impossible build"},

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT
-/* A CUDA application: writes and reads back GPU memory for ever, and counts how often that went well. */
+/*
+ * A CUDA application: writes and reads back GPU memory for ever, and counts how often that went well. app [MIB
+ * [COUNT]]
+ */
 #include <cuda.h>
 #include <dlfcn.h>
 #include <stdio.h>
@@ -30,8 +33,14 @@ static void must(CUresult result, const char *what)
 	exit(1);
 }
 
-int main(void)
+#define MOST 64
+
+static CUdeviceptr block[MOST];
+
+int main(int argc, char **argv)
 {
+	size_t size = argc > 1 ? (size_t)atoi(argv[1]) << 20 : sizeof(unsigned[WORDS]);
+	int blocks = argc > 2 ? atoi(argv[2]) : 1;
 	unsigned pattern, words[WORDS];
 	CUresult (*init)(unsigned int), (*get)(CUdevice *, int), (*retain)(CUcontext *, CUdevice),
 		(*current)(CUcontext);
@@ -59,9 +68,11 @@ int main(void)
 	must(get(&device, 0), "cuDeviceGet");
 	must(retain(&context, device), "cuDevicePrimaryCtxRetain");
 	must(current(context), "cuCtxSetCurrent");
-	must(alloc(&memory, sizeof(words)), "cuMemAlloc");
+	for (i = 0; i < blocks && i < MOST; i++)
+		must(alloc(&block[i], size), "cuMemAlloc");
 
 	for (pattern = 1;; pattern++) {
+		memory = block[pattern % (unsigned)blocks] + size - sizeof(words);
 		must(set(memory, pattern, WORDS), "cuMemsetD32");
 		usleep(2000); /* so that the memory's content has to survive what happens to the process meanwhile */
 		memset(words, 0, sizeof(words));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /* A client of the pool that says what it is told on its standard input, and prints what it hears, a line each. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,12 +13,13 @@
 #define LIMIT_MS 30000
 
 static struct cudapool_client pool = {.fd = -1};
-static const char *path;
+static const char *socket_path;
 
 static enum cudapool_op op_named(const char *name)
 {
 	static const char *const names[] = {"",           "state",   "restore-tid", "lock",
-					    "checkpoint", "restore", "unlock",      "shim"};
+					    "checkpoint", "restore", "unlock",      "shim",
+					    "unpark"};
 	unsigned op;
 
 	for (op = 1; op <= CUDAPOOL_OP_LAST; op++)
@@ -29,8 +31,9 @@ static enum cudapool_op op_named(const char *name)
 
 static void print_result(const struct cudapool_result *r)
 {
-	printf("result %u op %u pid %d error %d cu %d value %d generation %u text %s\n", r->h.request, r->op, r->pid,
-	       r->error, r->cu_result, r->value, r->worker_generation, r->text);
+	printf("result %u op %u pid %d error %d cu %d value %d generation %u path %u parked %llu left %llu text %s\n",
+	       r->h.request, r->op, r->pid, r->error, r->cu_result, r->value, r->worker_generation, r->path,
+	       (unsigned long long)r->parked_bytes, (unsigned long long)r->left_bytes, r->text);
 }
 
 /* connect ROLE [wait_ms] [owner_pid] */
@@ -42,7 +45,7 @@ static void do_connect(const char *role, unsigned wait_ms, int owner)
 	hello.role = !strcmp(role, "plugin")   ? CUDAPOOL_ROLE_PLUGIN
 		     : !strcmp(role, "dropin") ? CUDAPOOL_ROLE_DROPIN
 					       : CUDAPOOL_ROLE_TOOL;
-	err = cudapool_client_connect(&pool, path, &hello);
+	err = cudapool_client_connect(&pool, socket_path, &hello);
 	if (err)
 		printf("error %d %s\n", err, pool.text);
 	else
@@ -77,6 +80,24 @@ static void do_child(const char *op, int pid)
 	waitpid(child, NULL, 0);
 }
 
+/* images dump|restore|prefetch DIRECTORY */
+static void do_images(const char *purpose, const char *directory)
+{
+	struct cudapool_images images = {.purpose = !strcmp(purpose, "dump")	  ? CUDAPOOL_IMAGES_DUMP
+						    : !strcmp(purpose, "restore") ? CUDAPOOL_IMAGES_RESTORE
+										  : CUDAPOOL_IMAGES_PREFETCH};
+	int fd = open(directory, O_RDONLY | O_CLOEXEC), err;
+	struct cudapool_found found;
+
+	err = cudapool_client_images(&pool, &images, fd, LIMIT_MS, &found);
+	close(fd);
+	if (err && err != -EREMOTEIO)
+		printf("error %d %s\n", err, pool.text);
+	else
+		printf("found %u error %d bytes %llu hot %llu text %s\n", found.count, found.error,
+		       (unsigned long long)found.bytes, (unsigned long long)found.hot_bytes, found.text);
+}
+
 static void report(const char *what, int err)
 {
 	if (err)
@@ -87,14 +108,14 @@ static void report(const char *what, int err)
 
 int main(int argc, char **argv)
 {
-	char line[256], word[32], text[32];
+	char line[512], word[32], text[32], path[256];
 	struct cudapool_result result;
 	uint32_t request;
 	int a, b, err;
 
 	if (argc != 2)
 		return 2;
-	path = argv[1];
+	socket_path = argv[1];
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	while (fgets(line, sizeof(line), stdin)) {
 		a = b = 0;
@@ -113,6 +134,8 @@ int main(int argc, char **argv)
 				report("", err);
 			else
 				print_result(&result);
+		} else if (!strcmp(word, "images") && sscanf(line, "%*s %*s %255s", path) == 1) {
+			do_images(text, path);
 		} else if (!strcmp(word, "child")) {
 			do_child(text, a);
 		} else if (!strcmp(word, "release")) {

@@ -183,34 +183,58 @@ static void wrong_messages(void)
 	honest("wrong messages");
 }
 
-static void descriptors(void)
+/* The same with `count` descriptors along with it, none of which the pool may keep. */
+static void expelled_with(bool greet, void *bytes, size_t size, unsigned count, const char *what)
 {
-	struct cudapool_hello hello = hello_of(CUDAPOOL_ROLE_PLUGIN);
-	struct iovec iov = {&hello, sizeof(hello)};
-	char control[CMSG_SPACE(sizeof(int))] = {0};
-	struct msghdr message = {
-		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
+	struct iovec iov = {bytes, size};
+	char control[CMSG_SPACE(8 * sizeof(int))] = {0};
+	struct msghdr message = {.msg_iov = &iov,
+				 .msg_iovlen = 1,
+				 .msg_control = control,
+				 .msg_controllen = CMSG_SPACE(count * sizeof(int))};
 	struct cmsghdr *c = CMSG_FIRSTHDR(&message);
 	struct cudapool_error answer = {0};
 	struct pollfd end = {.events = POLLIN};
-	int fd = dial(), ends[2], type;
+	int fd = greet ? dial_and_greet() : dial(), ends[2], type;
 	ssize_t sent;
+	unsigned i;
 
 	if (pipe(ends))
 		return;
 	c->cmsg_level = SOL_SOCKET;
 	c->cmsg_type = SCM_RIGHTS;
-	c->cmsg_len = CMSG_LEN(sizeof(int));
-	memcpy(CMSG_DATA(c), &ends[1], sizeof(int));
+	c->cmsg_len = CMSG_LEN(count * sizeof(int));
+	for (i = 0; i < count; i++)
+		memcpy(CMSG_DATA(c) + i * sizeof(int), &ends[1], sizeof(int));
 	sent = sendmsg(fd, &message, MSG_NOSIGNAL);
 	close(ends[1]);
 	type = hear(fd, &answer);
-	ok(sent == sizeof(hello) && type == CUDAPOOL_MSG_ERROR && answer.error == -EPROTO,
-	   "a descriptor along with HELLO: refused (%s)", answer.text);
+	ok(sent == (ssize_t)size && type == CUDAPOOL_MSG_ERROR && answer.error == -EPROTO, "%s: refused (%s)", what,
+	   answer.text);
 	end.fd = ends[0];
 	ok(poll(&end, 1, 2000) == 1 && (end.revents & POLLHUP), "and the pool does not keep it");
 	close(ends[0]);
 	close(fd);
+}
+
+static void descriptors(void)
+{
+	struct cudapool_hello hello = hello_of(CUDAPOOL_ROLE_PLUGIN);
+	struct cudapool_action action = state_of(app_pid, 3);
+	struct cudapool_images images = {.h = header(CUDAPOOL_MSG_IMAGES, sizeof(images), 4)};
+	struct cudapool_evict evict = {.h = header(CUDAPOOL_MSG_EVICT, sizeof(evict), 5), .tier = CUDAPOOL_TIER_STAGED};
+
+	expelled_with(false, &hello, sizeof(hello), 1, "a descriptor along with HELLO");
+	expelled_with(false, &hello, sizeof(hello), 8, "eight of them");
+	expelled_with(true, &action, sizeof(action), 1, "a descriptor along with ACTION");
+	expelled_with(true, &evict, sizeof(evict), 1, "a descriptor along with EVICT");
+	expelled_with(true, &images, sizeof(images), 2, "two along with IMAGES");
+	expelled_with(true, &images, sizeof(images) - 4, 1, "one along with half of IMAGES");
+	expelled(true, &images, sizeof(images), EPROTO, "IMAGES without a descriptor");
+	evict.tier = CUDAPOOL_TIER_HOT;
+	expelled(true, &evict, sizeof(evict), EINVAL, "EVICT to where it is");
+	evict.tier = 77;
+	expelled(true, &evict, sizeof(evict), EINVAL, "EVICT to an unknown tier");
 }
 
 /* Asks and asks and never reads. */

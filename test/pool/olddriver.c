@@ -40,19 +40,3 @@ CUresult cuGetErrorName(CUresult result, const char **name)
 	*name = "CUDA_ERROR";
 	return CUDA_SUCCESS;
 }
-
-#ifdef CRASH
-/* What a driver has to have for the pool to get as far as cuInit; nobody calls these. */
-#define STUB(name)                                                                                                     \
-	CUresult stub_##name(void) __asm__(#name);                                                                     \
-	CUresult stub_##name(void)                                                                                     \
-	{                                                                                                              \
-		return CUDA_SUCCESS;                                                                                   \
-	}
-STUB(cuCheckpointProcessGetState)
-STUB(cuCheckpointProcessGetRestoreThreadId)
-STUB(cuCheckpointProcessLock)
-STUB(cuCheckpointProcessCheckpoint)
-STUB(cuCheckpointProcessRestore)
-STUB(cuCheckpointProcessUnlock)
-#endif

@@ -35,6 +35,19 @@ t.test('under the sanitizers', async (t) => {
   await criu.kill();
   await app.runs('the application runs on after worker and CRIU were killed');
   await until('nothing is held', async () => (await statusOf(pool)).held_count === 0);
+
+  for (const mode of ['honest', 'more-descriptors', 'size-huge', 'go-close', 'unpark-fails-once', 'die']) {
+    const parked = await startApp(t, programs, soft, ['shim', mode, '70']);
+    const dump = startClient(t, programs, pool.socket, 'criu');
+    await dump.say('connect plugin');
+    await dump.say(`images dump ${tempDir(t)}`);
+    for (const op of ['lock', 'checkpoint', 'restore', 'unlock', 'unpark', 'lock', 'checkpoint'])
+      await dump.say(`do ${op} ${parked.pid}`);
+    await dump.kill();
+    if (mode !== 'die') await parked.runs(`an application runs on that was parked: ${mode}`);
+    parked.child.kill('SIGKILL');
+  }
+  await until('nothing is held', async () => (await statusOf(pool)).held_count === 0);
   await pool.stop();
   t.equal(pool.child.exitCode, 0, 'the pool ends well, without a leak');
   const reports = readdirSync(logs).map((name) => readFileSync(join(logs, name), 'utf8'));

@@ -19,11 +19,15 @@ export const ERRNO = {
   EREMOTEIO: -121,
   ETIMEDOUT: -110,
 } as const;
+/** enum cudapool_path. */
+export const PATH = { stock: 0, parked: 1, hotMove: 2, hotCopy: 3, loaded: 4, returned: 5 } as const;
 export const STATE = { running: 0, locked: 1, checkpointed: 2 } as const;
 
 export interface App {
   readonly pid: number;
   readonly child: ChildProcess;
+  /** The process that says so, where that is not the one that was started. */
+  tickPid(): number;
   /** How often it has written GPU memory and read it back unharmed. */
   ticks(): number;
   /** Passes if it goes on now (within the limit). */
@@ -32,17 +36,19 @@ export interface App {
   stands(what: string): Promise<void>;
 }
 
-/** A CUDA application (app.c); ends with the test. */
-export async function startApp(t: Test, programs: string, soft: SoftCuda): Promise<App> {
-  const child = spawn(join(programs, 'app'), [], {
+/** A CUDA application (app.c, or another of this folder with arguments); ends with the test. */
+export async function startApp(t: Test, programs: string, soft: SoftCuda, command = ['app']): Promise<App> {
+  const child = spawn(join(programs, command[0] as string), command.slice(1), {
     env: { ...process.env, ...soft.env },
     stdio: ['ignore', 'pipe', 'pipe'],
   });
   t.teardown(() => child.kill('SIGKILL'));
   let ticks = 0;
+  let tickPid = 0;
   let said = '';
   createInterface({ input: child.stdout }).on('line', (line) => {
     ticks = Number(line.split(' ')[1]);
+    tickPid = Number(line.split(' ')[2] ?? 0);
   });
   child.stderr.setEncoding('utf8').on('data', (text: string) => {
     said += text;
@@ -51,6 +57,7 @@ export async function startApp(t: Test, programs: string, soft: SoftCuda): Promi
     pid: child.pid as number,
     child,
     ticks: () => ticks,
+    tickPid: () => tickPid,
     runs: async (what, limitMs = 10_000) => {
       const from = ticks;
       // More than one: what was in the pipe when it stopped proves nothing.
@@ -78,6 +85,10 @@ export interface Answer {
   cu: number;
   value: number;
   generation: number;
+  /** enum cudapool_path, and bytes. */
+  path: number;
+  parked: number;
+  left: number;
 }
 
 const field = (line: string, name: string): number => {
@@ -126,6 +137,9 @@ export function startClient(
         cu: field(answer, 'cu'),
         value: field(answer, 'value'),
         generation: field(answer, 'generation'),
+        path: field(answer, 'path'),
+        parked: field(answer, 'parked'),
+        left: field(answer, 'left'),
       };
     },
     kill: async () => {
@@ -152,7 +166,17 @@ export interface Status {
   };
   actions: { queued: number; running: number };
   held_count: number;
-  held: { pid: number; owner_pid: number; locked: boolean; checkpointed: boolean; giving_back: boolean }[];
+  held: {
+    pid: number;
+    owner_pid: number;
+    locked: boolean;
+    checkpointed: boolean;
+    parked: boolean;
+    under_way: string | null;
+    giving_back: boolean;
+  }[];
+  park_count: number;
+  parks: { pid: number; state: string; tier: string; bytes: number; image_bytes: number; path: string }[];
   given_back: { ok: number; failed: number };
   connections: { open: number; accepted: number; refused: number; dropped: number };
   errors: { text: string }[];

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: MIT
+/* What the parts of the engine share. */
+#ifndef CUDAPOOL_POOL_ENGINE_INTERNAL_H
+#define CUDAPOOL_POOL_ENGINE_INTERNAL_H
+
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine.h"
+
+/* ---- devices and pieces: engine_memory.c ----------------------------------------------------------- */
+
+#define DEVICES_MAX 64
+
+extern const struct driver *engine_driver;
+
+/* One physical allocation, mapped here. */
+struct mapping {
+	CUmemGenericAllocationHandle handle;
+	CUdeviceptr at; /* 0: nothing is mapped */
+	uint64_t bytes;
+};
+
+/* Says which driver call failed, and what that means; returns the errno for it. */
+int driver_failed(CUresult cu, const char *call, char *text);
+
+/* The index of a device for the functions below, or -EXDEV. */
+int device_find(const uint8_t uuid[16], char *text);
+/* Makes its primary context the calling thread's, creating it where there is none. */
+int device_enter(int device, char *text, CUresult *cu);
+
+/* `bytes` new bytes on `device`, or what stands behind a descriptor. Needs a context. -errno; then there is nothing. */
+int mapping_create(struct mapping *mapping, int device, uint64_t bytes, bool rdma, char *text, CUresult *cu);
+int mapping_import(struct mapping *mapping, int device, uint64_t bytes, int fd, char *text, CUresult *cu);
+/* A descriptor of what mapping_create() made. */
+int mapping_export(const struct mapping *mapping, char *text, CUresult *cu);
+/* No work on it may be under way. */
+void mapping_end(struct mapping *mapping);
+
+/* ---- lanes: engine_lane.c -------------------------------------------------------------------------- */
+
+#define LANE_BUFFERS 2
+
+/* What one thread copies with. */
+struct lane {
+	struct lane *next;
+	size_t chunk;                  /* size of each buffer; 0: it has none */
+	uint8_t *buffer[LANE_BUFFERS]; /* pinned */
+	/* Of each device, as needed: */
+	CUstream stream[DEVICES_MAX];
+	CUevent event[DEVICES_MAX][LANE_BUFFERS];
+};
+
+/*
+ * A lane with buffers of `chunk` bytes (0: none), used before or new. The calling thread has a context. Where all
+ * buffers together would be too much: -EAGAIN, or, with `wait`, it waits until others give theirs back.
+ */
+int lane_get(struct lane **lane, size_t chunk, bool wait, char *text, CUresult *cu);
+void lane_put(struct lane *lane);
+/* Sees to it that it has a stream and events on a device, whose context is the thread's. */
+int lane_enter(struct lane *lane, int device, char *text, CUresult *cu);
+
+/* ---- the image being written: engine_file.c --------------------------------------------------------- */
+
+struct engine_file {
+	int fd;
+	uint8_t *map;  /* of all of it, where that is the quicker way; else NULL */
+	uint64_t size; /* of the map */
+	pthread_mutex_t writing;
+};
+
+/* `fd` is new and empty, and will be at most `size` bytes long. */
+void file_begin(struct engine_file *file, int fd, uint64_t size);
+/* Writes all of it, from any thread. 0 or a negative errno. */
+int file_put(struct engine_file *file, const uint8_t *from, uint32_t length, uint64_t at);
+void file_end(struct engine_file *file);
+
+/* ---- running: engine.c ----------------------------------------------------------------------------- */
+
+/* A part of a piece, from a multiple of IMAGE_BLOCK on. */
+struct chunk {
+	uint32_t piece;
+	int device;
+	uint64_t offset, bytes;
+	CUdeviceptr at;
+};
+
+struct run;
+
+/* What a lane's thread does with a chunk and one of its buffers. 0 or a negative errno, and then `text` and `cu` say
+ * why. */
+typedef int run_step(struct run *run, struct lane *lane, unsigned slot, const struct chunk *chunk, char *text,
+		     CUresult *cu);
+struct run_work {
+	bool buffers;     /* chunks are as large as a buffer; else there are none, and chunks are as large as can be */
+	run_step *start;  /* ends with something on the lane's stream for the chunk's device, which is entered */
+	run_step *finish; /* that is done; NULL: nothing else to do */
+};
+
+struct lane_thread {
+	pthread_t id;
+	struct run *run;
+	bool first;
+};
+
+/* One job under way. */
+struct run {
+	struct engine_job *job;
+	const struct run_work *work;
+	struct image image;
+	int device[IMAGE_DEVICES]; /* of this machine, by the image's index */
+	struct mapping *mapping;   /* of each piece */
+	struct lane_thread thread[ENGINE_THREADS_MOST];
+	struct mapping *source; /* copy: of each piece, what it is copied from */
+	size_t chunk;
+	struct engine_file file; /* save */
+	_Atomic uint64_t end;    /* save: where the file's next block goes */
+	_Atomic uint64_t done;   /* bytes */
+
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	/* With the lock: */
+	uint32_t mapped;   /* pieces that are */
+	uint32_t at_piece; /* the cursor */
+	uint64_t at_offset;
+	unsigned lanes; /* threads that have not ended */
+	int error;      /* the first one; what it says is in the job */
+
+	/* The job's thread: */
+	unsigned started; /* lanes' threads, to be joined */
+	unsigned unsent;  /* descriptors of the pieces before `mapped` that were not handed out yet */
+	int fds[ENGINE_BATCH];
+	int64_t told_ms;
+	uint64_t told;
+};
+
+/* Is there a reason to stop: an error, or that nobody wants it any more? */
+bool run_stopped(struct run *run);
+/* Keeps the first error. */
+void run_fail(struct run *run, int error, CUresult cu, const char *text);
+
+/*
+ * What every job does with `image`, which it takes: finds the devices, calls `map` for each piece in order, and has
+ * lanes carry out `work` (NULL: none) on what is mapped. 0, and run_end() is due in any case.
+ */
+typedef int run_map(struct run *run, uint32_t piece, int device, char *text, CUresult *cu);
+int run_pieces(struct run *run, struct engine_job *job, const struct run_work *work, run_map *map);
+void run_end(struct run *run);
+/* For `map`: a descriptor of the new piece, to be handed out with the next batch. */
+int run_export(struct run *run, uint32_t piece, char *text, CUresult *cu);
+/* To be called now and then by the job's thread. */
+void run_tell(struct run *run);
+
+#endif

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: MIT
+/* Operations of a dump: LOCK, which parks first, and CHECKPOINT, which waits for the image. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "operation_internal.h"
+#include "status.h"
+
+/* ---- LOCK --------------------------------------------------------------------------------------- */
+
+/* LOCK ends; the statistics of a dump that goes on are continued by CHECKPOINT. */
+static void lock_ended(struct operation *operation, int error)
+{
+	struct holding *holding = operation->holding;
+
+	if (error) {
+		operation_note(operation, CUDAPOOL_STAGE_DUMP, error);
+	} else if (holding) {
+		holding->story.lock_us = operation->elapsed_us;
+		memcpy(holding->story.why, operation->text, sizeof(holding->story.why));
+	}
+	operation_finish(operation, error);
+}
+
+static void lock_undone(struct operation *operation, int error)
+{
+	if (error && !operation->holding->gone) {
+		status_error("process %d was parked for a lock that failed, and could not be unparked at once: %.180s",
+			     operation->process->pid, operation->text);
+		operation->give_back = true;
+	}
+	memcpy(operation->text, operation->action.text, sizeof(operation->text));
+	/* What failed: the driver's lock, or the park itself (message.h). */
+	operation->path = operation->action.op == CUDAPOOL_OP_LOCK ? CUDAPOOL_PATH_STOCK : CUDAPOOL_PATH_PARKED;
+	lock_ended(operation, operation->error);
+}
+
+/* The park succeeded, or nearly, and the lock will not: the application gets its memory back before LOCK has failed. */
+static void undo_park(struct operation *operation, int error)
+{
+	/* action.text keeps why, while unparking has its own words. */
+	memcpy(operation->action.text, operation->text, sizeof(operation->action.text));
+	operation->error = error;
+	operation_prepare_return(operation->holding);
+	operation->failed_dump = true;
+	operation_unpark(operation, lock_undone);
+}
+
+static void locked(struct operation *operation, int error)
+{
+	struct holding *holding = operation->holding;
+
+	if (!error || !holding || !holding->park) {
+		lock_ended(operation, error);
+	} else if (holding->unclear || holding->gone) {
+		/* It may be locked, or become so: giving it back looks at that first. */
+		operation->give_back = true;
+		lock_ended(operation, error);
+	} else {
+		undo_park(operation, error);
+	}
+}
+
+/* What is left of the limit; at least 1. */
+static unsigned time_left_ms(const struct operation *operation)
+{
+	uint64_t now = loop_now_ms();
+
+	return now < operation->end_ms ? (unsigned)(operation->end_ms - now) : 1;
+}
+
+/* Of its GPU memory, what is the pool's; 0 as well where there is no shim that says so. */
+static uint64_t imported_bytes(const struct process *process)
+{
+	struct cudapool_shim shim;
+	struct cudapool_page page = {.imported_bytes = 0};
+
+	if (cudapool_shim_open(&shim, process->pid))
+		return 0;
+	if (!process_same(&shim.process, process) || cudapool_shim_read(&shim, &page))
+		page.imported_bytes = 0;
+	cudapool_shim_close(&shim);
+	return page.imported_bytes;
+}
+
+/* As the driver does it, without parking; but not what it would checkpoint and could never restore. */
+static void lock_stock(struct operation *operation)
+{
+	uint64_t bytes = imported_bytes(operation->process);
+	char why[sizeof(operation->text)];
+
+	operation->path = CUDAPOOL_PATH_STOCK;
+	if (bytes) {
+		memcpy(why, operation->text, sizeof(why));
+		operation_say(operation,
+			      "%llu MiB of process %d are the pool's memory: the driver could checkpoint it, and never "
+			      "restore it. Park it (CUDAPOOL_PARK=1), with GPU memory free for a copy. Not parked: %s",
+			      (unsigned long long)(bytes + (1 << 20) - 1) >> 20, operation->process->pid, why);
+		lock_ended(operation, -ENOTSUP);
+		return;
+	}
+	operation_act(operation, CUDAPOOL_OP_LOCK, operation->timeout_ms, locked);
+}
+
+static int before_go(struct parking *parking)
+{
+	struct operation *operation = container_of(parking, struct operation, parking);
+	struct store_dir *dir = operation->dir ? operation->dir : operation->own_dir;
+	int err = operation_may_take(operation);
+
+	if (!err) {
+		err = holding_park(operation->owner, operation->at_close, operation->process, parking->park,
+				   store_dir_path(dir), &operation->holding);
+		if (err)
+			operation_explain(operation, err);
+		else
+			operation->holding->operation = operation;
+	}
+	if (err)
+		memcpy(parking->text, operation->text, sizeof(parking->text));
+	return err;
+}
+
+static void parked(struct parking *parking)
+{
+	struct operation *operation = container_of(parking, struct operation, parking);
+	struct holding *holding;
+	int err = parking->error;
+
+	operation_say(operation, "%s", parking->text);
+	operation->left_bytes = parking->left_bytes;
+	operation->path = CUDAPOOL_PATH_PARKED; /* of a failure, too: see message.h */
+	if (err && parking->taken && operation->holding->gone) {
+		lock_ended(operation, -ESRCH);
+	} else if (err && parking->taken) {
+		undo_park(operation, err);
+	} else if (err) {
+		if (operation->holding) /* it was written down, and not taken after all */
+			holding_not_parked(operation->holding);
+		if (parking->refused)
+			lock_stock(operation);
+		else
+			lock_ended(operation, err);
+	} else {
+		holding = operation->holding;
+		operation->parked_bytes = holding->story.parked_bytes = parking->bytes;
+		holding->story.left_bytes = parking->left_bytes;
+		memcpy(holding->story.left, parking->left, sizeof(holding->story.left));
+		holding->story.end = parking->end;
+		holding->story.ended = parking->ended;
+		operation_act(operation, CUDAPOOL_OP_LOCK, time_left_ms(operation), locked);
+	}
+}
+
+static void lock_state_known(struct operation *operation, int error)
+{
+	struct parking *parking = &operation->parking;
+	int err;
+
+	if (error || operation->action.value != CUDAPOOL_PROCESS_RUNNING) {
+		parking_close(parking);
+		lock_stock(operation); /* the driver will say what is wrong */
+		return;
+	}
+	err = operation_may_take(operation);
+	if (err) {
+		parking_close(parking);
+		lock_ended(operation, err);
+		return;
+	}
+	if (!operation->dir)
+		operation->own_dir = store_own(operation->text);
+	if (!operation->dir && !operation->own_dir) {
+		parking_close(parking);
+		lock_stock(operation);
+		return;
+	}
+	parking->park = store_begin(operation->dir ? operation->dir : operation->own_dir, operation->process);
+	if (!parking->park) {
+		parking_close(parking);
+		operation_say(operation, "the pool is out of memory");
+		lock_ended(operation, -ENOMEM);
+		return;
+	}
+	parking->token = store_token(parking->park);
+	parking->limit_ms = time_left_ms(operation);
+	parking->before_go = before_go;
+	parking->done = parked;
+	parking_start(parking);
+}
+
+void operation_lock(struct operation *operation)
+{
+	struct parking *parking = &operation->parking;
+
+	if (operation->holding && (operation->holding->held & JOURNAL_HELD_PARKED)) {
+		lock_stock(operation); /* parked already, so locked already: the driver will say so */
+		return;
+	}
+	*parking = (struct parking){.process = operation->process};
+	if (!operation_parks()) {
+		operation_say(operation, "parking is off in the pool (CUDAPOOL_PARK=0)");
+		lock_stock(operation);
+	} else if (operation->at_close && !operation->dir) {
+		operation_say(operation, "CRIU's plugin has named no directory that images can be written to");
+		lock_stock(operation);
+	} else if (parking_open(parking)) {
+		operation_say(operation, "%s", parking->text);
+		lock_stock(operation);
+	} else {
+		operation_act(operation, CUDAPOOL_OP_STATE, 0, lock_state_known);
+	}
+}
+
+/* ---- CHECKPOINT --------------------------------------------------------------------------------- */
+
+static void checkpoint_ended(struct operation *operation, int error)
+{
+	operation_note(operation, CUDAPOOL_STAGE_DUMP, error);
+	operation_finish(operation, error);
+}
+
+static void saving_ended(struct store_waiter *waiter, int error, const char *text)
+{
+	struct operation *operation = container_of(waiter, struct operation, waiter);
+
+	operation->saving = false;
+	operation->save_error = error;
+	if (error)
+		operation_say(operation, "%s", text && text[0] ? text : strerror(-error));
+	if (!operation->acting)
+		checkpoint_ended(operation, error);
+}
+
+static void checkpointed(struct operation *operation, int error)
+{
+	if (error && operation->saving)
+		store_cancel(&operation->waiter);
+	if (error || !operation->saving)
+		checkpoint_ended(operation, error ? error : operation->save_error);
+}
+
+void operation_checkpoint(struct operation *operation)
+{
+	struct holding *holding = operation->holding;
+
+	operation_act(operation, CUDAPOOL_OP_CHECKPOINT, 0, checkpointed);
+	if (!holding || !holding->park)
+		return;
+	operation->path = CUDAPOOL_PATH_PARKED;
+	operation->parked_bytes = holding->story.parked_bytes;
+	operation->left_bytes = holding->story.left_bytes;
+	operation->saving = true;
+	operation->waiter = (struct store_waiter){.done = saving_ended};
+	store_wait_saved(holding->park, &operation->waiter);
+}

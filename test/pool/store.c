@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: MIT
+/* The store: restores in each tier, claims, budgets, and applications that want memory. */
+#include <sys/wait.h>
+
+#include "store_support.h"
+
+static void test_paths(void)
+{
+	uint8_t token[16];
+
+	ok(dump("paths", 5, 4, CUDAPOOL_HOT_AUTO, token), "five pieces are parked and saved");
+	ok(files_in("paths", ".img") == 1 && files_in("paths", ".part") == 0, "there is one image, with its name");
+	ok(uses(20), "the memory stays hot");
+	ok(restore("paths", token, CUDAPOOL_HOT_AUTO, 5, 4, true) == CUDAPOOL_PATH_HOT_MOVE,
+	   "the first restore takes it");
+	ok(uses(0), "and nothing of it is kept");
+	ok(restore("paths", token, CUDAPOOL_HOT_AUTO, 5, 4, true) == CUDAPOOL_PATH_LOADED,
+	   "the second loads the image");
+	ok(uses(20), "and keeps what it loaded, having given a copy");
+	ok(restore("paths", token, CUDAPOOL_HOT_AUTO, 5, 4, true) == CUDAPOOL_PATH_HOT_COPY, "the third gets a copy");
+	ok(uses(20), "the master stays");
+	ok(restore("paths", token, CUDAPOOL_HOT_MOVE, 5, 4, true) == CUDAPOOL_PATH_HOT_MOVE, "'move' takes the master");
+	ok(restore("paths", token, CUDAPOOL_HOT_OFF, 5, 4, true) == CUDAPOOL_PATH_LOADED, "'off' loads");
+	ok(uses(0), "and keeps nothing");
+	ok(restore("paths", token, CUDAPOOL_HOT_COPY, 5, 4, true) == CUDAPOOL_PATH_LOADED && uses(20),
+	   "'copy' keeps what it had to load");
+	evict_all();
+	ok(uses(0), "evicting lets go of it");
+}
+
+static void test_given_away(void)
+{
+	uint8_t token[16];
+
+	dump("given", 3, 4, CUDAPOOL_HOT_AUTO, token);
+	ok(restore("given", token, CUDAPOOL_HOT_AUTO, 3, 4, false) == CUDAPOOL_PATH_HOT_MOVE,
+	   "memory was given, and the restore failed");
+	ok(uses(0), "it is never hot again");
+	ok(restore("given", token, CUDAPOOL_HOT_MOVE, 3, 4, true) == CUDAPOOL_PATH_LOADED,
+	   "the next one loads the image");
+	dump("given", 3, 4, CUDAPOOL_HOT_OFF, token);
+	ok(uses(0), "a dump with 'off' keeps nothing hot");
+	evict_all();
+}
+
+static void test_unused_claim(void)
+{
+	struct cudapool_found found;
+	struct store_dir *dir;
+	struct store_gift gift;
+	uint8_t token[16];
+
+	dump("unused", 3, 4, CUDAPOOL_HOT_AUTO, token);
+	dir = open_dir("unused", CUDAPOOL_IMAGES_RESTORE, CUDAPOOL_HOT_AUTO, &found);
+	ok(found.count == 1 && found.bytes == 12 * MIB && found.hot_bytes == 12 * MIB, "a hot image is found");
+	store_claim(&gift, store_find(dir, token), CUDAPOOL_HOT_AUTO, fresh(&waited));
+	ok(wait_done() == 0 && gift.path == CUDAPOOL_PATH_HOT_MOVE, "it is claimed");
+	store_gave(&gift, false);
+	store_dir_release(dir);
+	settle(20);
+	ok(uses(12), "what was claimed and never offered stays hot");
+	ok(restore("unused", token, CUDAPOOL_HOT_AUTO, 3, 4, true) == CUDAPOOL_PATH_HOT_MOVE, "and is given");
+}
+
+static void test_room(void)
+{
+	struct cudapool_found found;
+	struct store_dir *dir;
+	struct store_gift gift;
+	uint8_t a[16], b[16], c[16];
+
+	fake.foreign[0] = fake.foreign[1] = 674 * MIB; /* 350 are free; the margin is 256 */
+	ok(dump("room-a", 2, 60, CUDAPOOL_HOT_AUTO, a) && dump("room-b", 2, 60, CUDAPOOL_HOT_AUTO, b) && uses(240),
+	   "two parks are hot");
+	ok(restore("room-b", b, CUDAPOOL_HOT_AUTO, 2, 60, true) == CUDAPOOL_PATH_HOT_MOVE && uses(0),
+	   "room for the driver is made by evicting the other one");
+	ok(restore("room-a", a, CUDAPOOL_HOT_MOVE, 2, 60, true) == CUDAPOOL_PATH_LOADED,
+	   "which is loaded when it is needed");
+	dump("room-a", 2, 60, CUDAPOOL_HOT_AUTO, a);
+	fake.foreign[0] = 724 * MIB;
+	dir = open_dir("room-a", CUDAPOOL_IMAGES_RESTORE, CUDAPOOL_HOT_AUTO, &found);
+	store_claim(&gift, store_find(dir, a), CUDAPOOL_HOT_AUTO, fresh(&waited));
+	ok(wait_done() == -ENOMEM && strstr(waited.text, "259 MiB are needed, 240 of 1024 MiB are free"), "%s",
+	   waited.text);
+	store_gave(&gift, false);
+	store_dir_release(dir);
+	settle(20);
+	ok(uses(120), "what could not be restored is hot still");
+	fake.foreign[0] = fake.foreign[1] = 664 * MIB; /* 300 are free beside the master */
+	ok(restore("room-a", a, CUDAPOOL_HOT_COPY, 2, 60, true) == CUDAPOOL_PATH_HOT_MOVE && uses(0),
+	   "where a copy would leave the driver no room, the master goes itself");
+	dump("room-a", 2, 60, CUDAPOOL_HOT_AUTO, a);
+	fake.foreign[0] = fake.foreign[1] = 694 * MIB; /* 270 */
+	ok(restore("room-a", a, CUDAPOOL_HOT_OFF, 2, 60, true) == CUDAPOOL_PATH_LOADED && uses(0),
+	   "where what is hot leaves no room for loading, it is let go of");
+	dump("room-a", 2, 60, CUDAPOOL_HOT_AUTO, a);
+	fake.foreign[0] = fake.foreign[1] = 0;
+	rooms_init(20);
+	ok(dump("room-b", 2, 100, CUDAPOOL_HOT_AUTO, b) && uses(320), "within the budget of 20 %% both stay");
+	ok(dump("room-c", 2, 50, CUDAPOOL_HOT_AUTO, c) && uses(300), "beyond it the least recently used goes");
+	rooms_init(80);
+	evict_all();
+	fake.loads = 0;
+	fake.threads_most = 0;
+	dir = open_dir("room-b", CUDAPOOL_IMAGES_RESTORE, CUDAPOOL_HOT_AUTO, &found);
+	store_dir_tune(dir, 5, 2);
+	store_claim(&gift, store_find(dir, b), CUDAPOOL_HOT_AUTO, fresh(&waited));
+	ok(wait_done() == 0 && fake.loads == 1,
+	   "an image is loaded from the moment on at which its directory is opened");
+	ok(fake.threads_most == 5, "with the threads that the client asked for");
+	store_gave(&gift, false);
+	store_dir_release(dir);
+	evict_all();
+}
+
+static void test_tiers(void)
+{
+	struct cudapool_evict one = {.tier = CUDAPOOL_TIER_COLD};
+	struct cudapool_found found = {0};
+	struct store_dir *dir;
+	char text[16384];
+	struct cudapool_json json = {.out = text, .size = sizeof(text)};
+	uint8_t token[16];
+
+	dump("tiers", 2, 4, CUDAPOOL_HOT_OFF, token);
+	dir = open_dir("tiers", CUDAPOOL_IMAGES_PREFETCH, CUDAPOOL_HOT_AUTO, &found);
+	ok(wait_done() == 0 && uses(8), "prefetched to hot");
+	store_dir_release(dir);
+	settle(20);
+	ok(uses(8), "and it stays so");
+	cudapool_json_open(&json, NULL, '{');
+	store_report(&json, 32);
+	cudapool_json_close(&json, '}');
+	ok(cudapool_json_end(&json) > 0 && strstr(text, "\"tier\":\"hot\"") && strstr(text, "\"bytes\":8388608"),
+	   "as the report says");
+	ok(restore("tiers", token, CUDAPOOL_HOT_AUTO, 2, 4, true) == CUDAPOOL_PATH_HOT_MOVE, "the restore takes it");
+	tier = CUDAPOOL_TIER_STAGED;
+	dir = open_dir("tiers", CUDAPOOL_IMAGES_PREFETCH, CUDAPOOL_HOT_AUTO, &found);
+	tier = CUDAPOOL_TIER_HOT;
+	ok(wait_done() == 0 && uses(0) && tier_of_park(park_by_token(token)) == CUDAPOOL_TIER_STAGED,
+	   "prefetched into the page cache");
+	store_dir_release(dir);
+	memcpy(one.token, token, sizeof(token));
+	found = (struct cudapool_found){0};
+	store_evict(&one, &found);
+	ok(found.error == 0 && found.count == 1 && found.hot_bytes == 0, "evicting the file from the page cache");
+	one.token[0] ^= 1;
+	found = (struct cudapool_found){0};
+	store_evict(&one, &found);
+	ok(found.error == -ENOENT, "%s", found.text);
+	json = (struct cudapool_json){.out = text, .size = sizeof(text)};
+	cudapool_json_open(&json, NULL, '{');
+	store_report(&json, 32);
+	cudapool_json_close(&json, '}');
+	ok(cudapool_json_end(&json) > 0 && !strstr(text, "\"tier\":\"hot\"") && strstr(text, "/tiers/cudapool-"),
+	   "the report still knows where it is");
+}
+
+#define COUNT 3
+static struct waited claims[COUNT];
+
+static bool all_claimed(void)
+{
+	unsigned n = 0;
+
+	while (n < COUNT && claims[n].done)
+		n++;
+	return n == COUNT;
+}
+
+static void test_at_once(void)
+{
+	struct cudapool_found found;
+	struct store_dir *dir = open_dir("at-once", CUDAPOOL_IMAGES_DUMP, CUDAPOOL_HOT_AUTO, &found);
+	struct park *parked[COUNT];
+	struct store_gift gift[COUNT], twin;
+	uint8_t token[COUNT][16];
+	unsigned i, right = 0;
+
+	for (i = 0; i < COUNT; i++) {
+		parked[i] = park(dir, 4, 20);
+		memcpy(token[i], store_token(parked[i]), 16);
+	}
+	for (i = 0; i < COUNT; i++) {
+		store_wait_saved(parked[i], fresh(&waited));
+		wait_done();
+		store_orphaned(parked[i]);
+	}
+	store_dir_release(dir);
+	settle(20);
+	evict_all();
+	dir = open_dir("at-once", CUDAPOOL_IMAGES_RESTORE, CUDAPOOL_HOT_AUTO, &found);
+	fake.threads_most = 0;
+	fake.delay_ms = 30;
+	for (i = 0; i < COUNT; i++)
+		store_claim(&gift[i], store_find(dir, token[i]), CUDAPOOL_HOT_AUTO, fresh(&claims[i]));
+	until(all_claimed, 5000);
+	ok(!claims[0].error && !claims[1].error && !claims[2].error, "the processes of a tree are claimed at once");
+	fake.delay_ms = 0;
+	ok(fake.threads_most == 3, "the loads share the threads (%u of 8)", fake.threads_most);
+	store_claim(&twin, store_find(dir, token[0]), CUDAPOOL_HOT_AUTO, fresh(&waited));
+	ok(wait_done() == -ENOMEM && !twin.own, "a fourth does not fit, and is told so");
+	for (i = 0; i < COUNT; i++) {
+		store_give(&gift[i], fresh(&waited));
+		right += wait_done() == 0 && gift_is_right(&gift[i], 4, 20);
+	}
+	ok(right == COUNT, "each gets its own");
+	for (i = 0; i < COUNT; i++)
+		store_gave(&gift[i], true);
+	store_dir_release(dir);
+	ok(uses(80), "and what was loaded for the fourth is a cache for the next");
+	evict_all();
+}
+
+static void test_make_room(void)
+{
+	uint8_t token[16];
+
+	dump("stock", 2, 4, CUDAPOOL_HOT_AUTO, token);
+	store_make_room(&self, fresh(&waited));
+	ok(wait_done() == 0 && uses(8), "a process that was not parked fits: nothing is evicted");
+	fake.foreign[1] = 800 * MIB;
+	store_make_room(&self, fresh(&waited));
+	ok(wait_done() == 0 && uses(0), "it may not fit: what is hot makes room");
+	fake.foreign[1] = 0;
+}
+
+/* ---- an application that wants memory -------------------------------------------------------------------- */
+
+static struct cudapool_page *page_of_child;
+static pid_t child;
+
+static bool page_tells(void)
+{
+	return __atomic_load_n(&page_of_child->devices[1].evictable, __ATOMIC_RELAXED) == 4 * MIB;
+}
+
+static bool page_granted(void)
+{
+	return __atomic_load_n(&page_of_child->granted_seq, __ATOMIC_ACQUIRE) == 1;
+}
+
+static bool page_tells_nothing(void)
+{
+	return __atomic_load_n(&page_of_child->devices[1].evictable, __ATOMIC_RELAXED) == 0;
+}
+
+static void make_page(void)
+{
+	int fd = memfd_create(CUDAPOOL_PAGE_NAME, MFD_ALLOW_SEALING);
+
+	if (ftruncate(fd, CUDAPOOL_PAGE_SIZE) || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW))
+		abort();
+	page_of_child = mmap(NULL, CUDAPOOL_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	page_of_child->version = CUDAPOOL_PAGE_VERSION;
+	page_of_child->size = sizeof(*page_of_child);
+	page_of_child->channel_fd = -1;
+	snprintf(page_of_child->build, sizeof(page_of_child->build), "test");
+	memcpy(page_of_child->devices[1].uuid, fake_uuid[1], 16);
+	child = fork();
+	if (child)
+		munmap(NULL, 0);
+	else
+		for (;;)
+			pause();
+	page_of_child->pid = child;
+	__atomic_store_n(&page_of_child->magic, CUDAPOOL_PAGE_MAGIC, __ATOMIC_RELEASE);
+	close(fd);
+}
+
+static void test_want(void)
+{
+	uint8_t token[16];
+
+	make_page();
+	dump("want", 2, 4, CUDAPOOL_HOT_AUTO, token);
+	ok(until(page_tells, 3000), "an application is told what could be evicted for it");
+	page_of_child->want_device = 1;
+	page_of_child->want_bytes = fake.total[1];
+	__atomic_store_n(&page_of_child->want_seq, 1, __ATOMIC_RELEASE); /* and wakes nobody */
+	ok(until(page_granted, 1000) && uses(0), "when it wants memory, what is hot goes");
+	ok(until(page_tells_nothing, 1000), "and it is told that there is no more");
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
+}
+
+int main(void)
+{
+	if (!begin_tests())
+		return 1;
+	test_paths();
+	test_given_away();
+	test_unused_claim();
+	test_room();
+	test_tiers();
+	test_at_once();
+	test_make_room();
+	test_want();
+	return end_tests();
+}

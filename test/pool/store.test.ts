@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: MIT
+// What the pool keeps of parked memory: by itself with a worker that needs no driver, and with the real one.
+import { mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import t, { type Test } from 'tap';
+import { exec } from '../../harness/adapters/exec.ts';
+import {
+  buildSnippets,
+  inRoot,
+  type Pool,
+  runTap,
+  type SoftCuda,
+  softCuda,
+  startPool,
+  tempDir,
+  until,
+} from '../support/index.ts';
+import { type App, type Client, PATH, startApp, startClient, statusOf } from './support.ts';
+
+const programs = await buildSnippets('pool');
+const MiB = 1 << 20;
+
+t.jobs = 3;
+
+t.test('by itself, under the sanitizers', async (t) => {
+  const out = inRoot('build', 'c', 'pool-store-sanitize');
+  mkdirSync(out, { recursive: true });
+  const vars = [`OUT=${out}`, 'WERROR=1', 'SANITIZE=address,undefined', join(out, 'store'), join(out, 'store_trouble')];
+  await exec('flock', [join(out, '.lock'), 'make', '-s', '-C', inRoot('test', 'pool'), ...vars], {
+    timeoutMs: 120_000,
+  });
+  await runTap(t, join(out, 'store'), []);
+  await runTap(t, join(out, 'store_trouble'), []);
+});
+
+interface Dump {
+  soft: SoftCuda;
+  pool: Pool;
+  criu: Client;
+  app: App;
+  images: string;
+}
+
+/** An application of 100 pieces of 2 MiB, parked and checkpointed by a CRIU that has named its directory. */
+async function dump(t: Test, env: Record<string, string> = {}): Promise<Dump> {
+  const soft = softCuda(t);
+  const images = tempDir(t);
+  const pool = await startPool(t, soft, { args: ['--log', '3'], env: { CUDAPOOL_IMAGE_DIR: tempDir(t), ...env } });
+  const app = await startApp(t, programs, soft, ['shim', 'honest', '100']);
+  const criu = startClient(t, programs, pool.socket, 'criu');
+  await criu.say('connect plugin');
+  await criu.say(`images dump ${images}`);
+  t.match(await criu.say(`do lock ${app.pid}`), { error: 0, path: PATH.parked, parked: 200 * MiB }, 'parked');
+  t.equal((await criu.say(`do checkpoint ${app.pid}`)).error, 0, 'checkpointed');
+  return { soft, pool, criu, app, images };
+}
+
+/** As at the end of a dump: CRIU's plugin says so, and the process is killed. */
+async function die({ criu, app, pool }: Dump): Promise<void> {
+  await criu.say('release watch');
+  app.child.kill('SIGKILL');
+  await until('nothing is held', async () => (await statusOf(pool)).held_count === 0);
+}
+
+t.test('a dump leaves hot memory and a record', async (t) => {
+  const scene = await dump(t);
+  await die(scene);
+  const status = await statusOf(scene.pool);
+  t.match(
+    status.parks,
+    [{ process: 'shim', pid: scene.app.pid, state: 'saved', tier: 'hot', bytes: 200 * MiB, restores: 0 }],
+    'the report has it',
+  );
+  const [parked] = status.parks;
+  t.ok(parked?.path.startsWith(`${scene.images}/cudapool-`) && parked.image_bytes > 0, 'and where');
+  const record = { stage: 'dump', path: 'parked', error: 0, process: 'shim', parked_bytes: 200 * MiB };
+  t.match(status.records, [record], 'and its record');
+  const file = JSON.parse(readFileSync(join(scene.images, 'cudapool-dump.json'), 'utf8'));
+  t.match(file, { schema: 'cudapool-records-1', records: [record] }, 'which is beside the image as well');
+  t.ok(file.records[0].phases_us.save > 0, 'and says how long saving took');
+  t.match(await scene.criu.say(`images restore ${scene.images}`), { line: /^found 1 error 0/ }, 'CRIU finds it');
+  await scene.criu.say('close');
+  rmSync(scene.images, { recursive: true });
+  await until('it is forgotten', async () => (await statusOf(scene.pool)).park_count === 0);
+  t.pass('it is let go of when podman removes the checkpoint');
+});
+
+t.test('CUDAPOOL_HOT=off', async (t) => {
+  const scene = await dump(t, { CUDAPOOL_HOT: 'off' });
+  await die(scene);
+  await until('it is not hot', async () => (await statusOf(scene.pool)).parks[0]?.tier !== 'hot');
+  t.match((await statusOf(scene.pool)).parks, [{ state: 'saved' }], 'the memory is let go of, the image stays');
+  const prefetch = await scene.criu.say(`images prefetch ${scene.images}`);
+  t.match(prefetch.line, /keeps nothing on the GPU/, 'and nothing can be prefetched');
+});
+
+t.test('the worker is killed', async (t) => {
+  const scene = await dump(t);
+  await die(scene);
+  process.kill((await statusOf(scene.pool)).worker.pid, 'SIGKILL');
+  await until('another one is warm', async () => {
+    const { worker } = await statusOf(scene.pool);
+    return worker.replaced === 1 && worker.state === 'warm';
+  });
+  t.match((await statusOf(scene.pool)).parks, [{ tier: 'hot' }], 'what is hot stays hot: the keeper has it');
+  t.match(readdirSync(scene.images).filter((name) => name.endsWith('.img')).length, 1, 'and there is its image');
+});
+
+t.test('a pool that is started anew', async (t) => {
+  const scene = await dump(t);
+  await die(scene);
+  await scene.pool.stop();
+  const pool = await startPool(t, scene.soft, { args: ['--log', '3'], env: { CUDAPOOL_IMAGE_DIR: tempDir(t) } });
+  t.match(await statusOf(pool), { park_count: 0 }, 'knows of nothing');
+  const tool = startClient(t, programs, pool.socket, 'client');
+  await tool.say('connect tool');
+  const found = await tool.say(`images prefetch ${scene.images}`);
+  t.match(found.line, /^found 1 error 0 bytes 209715200/, 'loads the image when it is asked to');
+  t.match((await statusOf(pool)).parks, [{ state: 'saved', tier: 'hot', bytes: 200 * MiB }], 'and keeps it hot');
+});
