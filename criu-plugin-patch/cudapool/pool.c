@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* The plugin's side of the pool: its options, its connection, and actions with CRIU's deadlines. */
 #include "criu-log.h"
+#include "criu-plugin.h"
 #include "plugin.h"
 
 #include "cudapool/pool.h"
@@ -10,43 +11,54 @@
 #include <string.h>
 #include <time.h>
 
-#include "wire/options.h"
-#include "wire/spawn.h"
 #include "wire/clock.h"
+#include "wire/options.h"
+#include "wire/reach.h"
 
 #undef LOG_PREFIX
 #define LOG_PREFIX "cuda_plugin: "
 
-#define SPAWN_LIMIT_MS   5000  /* for a pool to accept after it was started; its driver may take longer */
 #define DUMP_WAIT_MS     10000 /* for the driver to be warm before a dump begins */
 #define RESTORE_WAIT_MS  30000 /* the same before the processes' own restore */
+#define IMAGES_LIMIT_MS  60000 /* to remove the images of an earlier dump, or to check those of a restore */
 #define RELEASE_LIMIT_MS 5000
 #define ANSWER_MARGIN_MS 10000 /* for the answer, beyond the pool's own limit for an action */
 #define PAUSE_MARGIN_MS  100   /* the driver's time limit for a lock passes so much before CRIU's alarm */
 #define PAUSE_ANSWER_MS  1000  /* for the answer, beyond what is left of the pause; CRIU aborts 5 s after its alarm */
+#define DYING_MS         1000  /* that a pool which is killed may take to be gone */
 #define QUERY_LIMIT_MS   5000  /* for what a warm driver answers in microseconds, while CRIU's alarm is running */
 
 /* Static: it is large, and CRIU's stack is CRIU's. */
 static struct cudapool_options options;
 static struct cudapool_client client = {.fd = -1};
+static struct cudapool_settings settings;
+static char mistake[CUDAPOOL_TEXT_LEN]; /* in the options; empty: none */
+static int hot;			       /* enum cudapool_hot */
 static int stage_now;
+static bool needed;	       /* see cudapool_pool_need() */
+static char loss[CUDAPOOL_TEXT_LEN]; /* why the last connection broke */
 static int64_t pause_deadline; /* 0: no pause, or one without a limit */
 
 const struct cudapool_settings *cudapool_settings(void)
 {
-	static struct cudapool_settings settings;
 	static bool known;
-	char text[CUDAPOOL_TEXT_LEN];
+	int ret;
 
 	if (known)
 		return &settings;
 	known = true;
 
-	if (cudapool_options_read(&options, CUDAPOOL_READER_PLUGIN, true, text)) {
-		pr_err("%s\n", text);
+	ret = cudapool_options_read(&options, CUDAPOOL_READER_PLUGIN, true, mistake);
+	if (!ret) {
+		hot = cudapool_options_hot(&options, mistake);
+		ret = hot < 0 ? hot : 0;
+	}
+	if (ret) {
+		pr_err("%s\n", mistake);
 		pr_err("GPU context pool and parallel restore are off, because their options cannot be read\n");
 		return &settings;
 	}
+	mistake[0] = '\0';
 
 	settings.pool = options.context_pool;
 	settings.loud = settings.pool || options.parallel_restore == 1;
@@ -59,73 +71,138 @@ const struct cudapool_settings *cudapool_settings(void)
 	return &settings;
 }
 
-static int connect_once(unsigned int wait_ms)
+void cudapool_pool_need(void)
+{
+	cudapool_settings();
+	needed = true;
+	settings.pool = true;
+	settings.loud = true;
+}
+
+bool cudapool_pool_needed(void)
+{
+	return needed;
+}
+
+static int connect_to(struct cudapool_client *c, unsigned int wait_ms)
 {
 	struct cudapool_hello hello = {
 		.role = CUDAPOOL_ROLE_PLUGIN,
 		.stage = stage_now == CR_PLUGIN_STAGE__DUMP ? CUDAPOOL_STAGE_DUMP : CUDAPOOL_STAGE_RESTORE,
 		.wait_ms = wait_ms,
 		.parallel = cudapool_settings()->pool_window > 1,
-		.streams = options.streams,
-		.chunk_mb = options.chunk_mb,
 	};
+	char started[CUDAPOOL_TEXT_LEN];
+	int ret = cudapool_reach(c, &options, &hello, started);
 
-	return cudapool_client_connect(&client, options.socket, &hello);
+	if (started[0])
+		pr_info("GPU context pool: %s\n", started);
+	return ret;
 }
 
-/* A pool without a driver, or without a GPU, carries nothing out. */
-static int check_welcome(void)
+static int not_warm(struct cudapool_client *c, unsigned int waited_ms)
 {
-	const struct cudapool_welcome *w = &client.welcome;
+	snprintf(c->text, sizeof(c->text), "its driver was not ready after %u ms", waited_ms);
+	cudapool_client_close(c);
+	return -ETIMEDOUT;
+}
 
-	if (w->worker_state == CUDAPOOL_WORKER_FAILED) {
-		snprintf(client.text, sizeof(client.text), "%s", w->text[0] ? w->text : "it has no usable driver");
-		return -ENODEV;
+/* The directory is not ours to keep: the pool gets a descriptor of its own. */
+static int tell_directory(struct cudapool_client *c)
+{
+	bool dump = stage_now == CR_PLUGIN_STAGE__DUMP;
+	struct cudapool_images images = {
+		.purpose = dump ? CUDAPOOL_IMAGES_DUMP : CUDAPOOL_IMAGES_RESTORE,
+		.sync = dump && options.sync,
+		.hot = hot,
+	};
+	struct cudapool_found found;
+	int ret;
+
+	if (!dump && !needed)
+		return 0;
+	ret = cudapool_client_images(c, &images, criu_get_image_dir(), IMAGES_LIMIT_MS, &found);
+	if (ret == -EREMOTEIO && dump) {
+		pr_warn("GPU memory will not be parked: %s\n", c->text);
+		return 0;
 	}
-	if (w->worker_state == CUDAPOOL_WORKER_WARM && w->device_count == 0) {
-		snprintf(client.text, sizeof(client.text), "its driver finds no GPU");
-		return -ENODEV;
+	if (!ret && !dump && !found.count) {
+		snprintf(c->text, sizeof(c->text),
+			 "the checkpoint has parked GPU memory, but there is no cudapool-*.img among its images: copy "
+			 "them as well");
+		ret = -ENOENT;
 	}
-	return 0;
+	if (ret)
+		cudapool_client_close(c);
+	else if (!dump)
+		pr_info("%u image(s) of parked GPU memory, %llu MiB, %llu MiB of it still on the GPU\n", found.count,
+			(unsigned long long)found.bytes >> 20, (unsigned long long)found.hot_bytes >> 20);
+	return ret;
 }
 
 int cudapool_pool_open(int stage)
 {
 	unsigned int wait_ms = options.wait_ms;
-	int idle_s = options.source[CUDAPOOL_OPTION_idle_s] ? options.idle_s : CUDAPOOL_SPAWN_IDLE_S;
-	char text[CUDAPOOL_TEXT_LEN];
+	bool dump = stage == CR_PLUGIN_STAGE__DUMP;
 	int ret;
 
 	stage_now = stage;
-	if (stage == CR_PLUGIN_STAGE__DUMP && wait_ms < DUMP_WAIT_MS)
+	if (mistake[0]) {
+		memcpy(client.text, mistake, sizeof(client.text));
+		return -EINVAL;
+	}
+	if (dump && wait_ms < DUMP_WAIT_MS)
 		wait_ms = DUMP_WAIT_MS;
 
-	ret = connect_once(wait_ms);
-	if ((ret == -ENOENT || ret == -ECONNREFUSED) && options.start) {
-		ret = cudapool_spawn(options.daemon, options.socket, idle_s, SPAWN_LIMIT_MS, text);
-		if (ret) {
-			snprintf(client.text, sizeof(client.text), "%s", text);
-			return ret;
-		}
-		pr_info("GPU context pool: %s\n", text);
-		ret = connect_once(wait_ms);
-	}
-	if (!ret)
-		ret = check_welcome();
-	if (!ret && stage == CR_PLUGIN_STAGE__DUMP && client.welcome.worker_state != CUDAPOOL_WORKER_WARM) {
-		snprintf(client.text, sizeof(client.text), "its driver was not ready after %u ms", wait_ms);
-		ret = -ETIMEDOUT;
-	}
-	if (ret)
-		cudapool_client_close(&client);
+	ret = connect_to(&client, wait_ms);
+	if (!ret && dump && client.welcome.worker_state != CUDAPOOL_WORKER_WARM)
+		ret = not_warm(&client, wait_ms);
+	return ret ? ret : tell_directory(&client);
+}
+
+/* A connection that takes the place of ours as soon as it can: the pool goes on with what was begun for the old one. */
+static int connect_anew(bool warm)
+{
+	unsigned int wait_ms = cudapool_pool_time_left(RESTORE_WAIT_MS);
+	struct cudapool_client fresh;
+	int ret;
+
+	ret = connect_to(&fresh, wait_ms);
+	if (!ret && warm && fresh.welcome.worker_state != CUDAPOOL_WORKER_WARM)
+		ret = not_warm(&fresh, wait_ms);
+	if (!ret && stage_now != CR_PLUGIN_STAGE__DUMP)
+		ret = tell_directory(&fresh);
+	cudapool_client_close(&client);
+	client = fresh;
 	return ret;
 }
 
-/* From here on upstream's way; said once, as nothing uses a closed connection again. */
+int cudapool_pool_reopen(void)
+{
+	const struct timespec pause = {.tv_nsec = 10000000};
+	int64_t deadline = cudapool_now_ms() + DYING_MS;
+	int ret;
+
+	/* A pool that is just ending still accepts, and does not answer. */
+	while ((ret = connect_anew(false)) == -ECONNRESET || ret == -EPIPE) {
+		if (cudapool_now_ms() > deadline)
+			break;
+		nanosleep(&pause, NULL);
+	}
+	if (ret)
+		pr_err("No GPU context pool is to be had again: %s\n", client.text);
+	else
+		pr_info("GPU context pool: %s, going on with it\n", client.text);
+	return ret;
+}
+
+/* Said once, as nothing uses a closed connection again. Where the pool is not needed, upstream's way is left. */
 static int lost(int error)
 {
-	if (cudapool_pool_usable())
-		pr_warn("GPU context pool lost (%s); going on with cuda-checkpoint\n", client.text);
+	if (cudapool_pool_usable()) {
+		memcpy(loss, client.text, sizeof(loss));
+		pr_warn("GPU context pool lost (%s)%s\n", loss, needed ? "" : "; going on with cuda-checkpoint");
+	}
 	cudapool_client_close(&client);
 	return error;
 }
@@ -140,18 +217,10 @@ int cudapool_pool_warm(void)
 		return 0;
 
 	/* Warmth is told in WELCOME. This connection holds nothing yet, so another one can take its place. */
-	cudapool_client_close(&client);
-	ret = connect_once(RESTORE_WAIT_MS);
-	if (!ret)
-		ret = check_welcome();
-	if (!ret && client.welcome.worker_state != CUDAPOOL_WORKER_WARM) {
-		snprintf(client.text, sizeof(client.text), "its driver was not ready after %d ms", RESTORE_WAIT_MS);
-		ret = -ETIMEDOUT;
-	}
-	if (ret) {
-		pr_warn("GPU context pool does not get warm (%s); going on with cuda-checkpoint\n", client.text);
-		cudapool_client_close(&client);
-	}
+	ret = connect_anew(true);
+	if (ret)
+		pr_warn("GPU context pool does not get warm (%s)%s\n", client.text,
+			needed ? "" : "; going on with cuda-checkpoint");
 	return ret;
 }
 
@@ -168,6 +237,11 @@ bool cudapool_pool_usable(void)
 const char *cudapool_pool_text(void)
 {
 	return client.text;
+}
+
+const char *cudapool_pool_loss(void)
+{
+	return loss;
 }
 
 void cudapool_pool_pausing(unsigned int timeout_s)
@@ -217,17 +291,50 @@ static int verdict(const struct cudapool_result *result)
 	/* The driver hangs in an action, and would do so for anyone. That says nothing on whether a process uses it. */
 	if (result->error == -ETIMEDOUT && !query)
 		return 0;
+	/* Nobody else can do better: parking has failed and was undone, or what is parked cannot be had. */
+	if (needed || result->path == CUDAPOOL_PATH_PARKED)
+		return 0;
 	snprintf(client.text, sizeof(client.text), "%s", result->text[0] ? result->text : strerror(-result->error));
 	return lost(result->error);
 }
 
+/* A pool that takes its time lives: it greets another client. */
+static bool still_there(void)
+{
+	struct cudapool_hello hello = {.role = CUDAPOOL_ROLE_TOOL};
+	struct cudapool_client other;
+	int ret = cudapool_client_connect(&other, options.socket, &hello);
+
+	cudapool_client_close(&other);
+	return ret == 0;
+}
+
+/* The next result, whichever it is. */
+static int next_result(struct cudapool_result *result, int limit_ms)
+{
+	int ret;
+
+	do {
+		ret = cudapool_client_next(&client, result, limit_ms);
+	} while (ret == -ETIMEDOUT && needed && !pause_deadline && still_there());
+	return ret;
+}
+
 int cudapool_pool_action(enum cudapool_op op, int pid, unsigned int timeout_ms, struct cudapool_result *result)
 {
-	int ret = cudapool_client_action(&client, op, pid, timeout_ms, result_limit(op), result);
+	uint32_t request;
+	int ret = cudapool_client_begin(&client, op, pid, timeout_ms, &request);
 
-	if (ret && ret != -EREMOTEIO)
-		return lost(ret);
-	return verdict(result);
+	/* Those of earlier actions that nobody waits for any more are passed over. */
+	do {
+		if (!ret)
+			ret = next_result(result, result_limit(op));
+	} while (!ret && result->h.request != request);
+	if (!ret && !result->error && (result->op != op || result->pid != pid)) {
+		snprintf(client.text, sizeof(client.text), "it answered for another action or process than was asked");
+		ret = -EPROTO;
+	}
+	return ret ? lost(ret) : verdict(result);
 }
 
 int cudapool_pool_begin(enum cudapool_op op, int pid, uint32_t *request)
@@ -239,7 +346,7 @@ int cudapool_pool_begin(enum cudapool_op op, int pid, uint32_t *request)
 
 int cudapool_pool_next(struct cudapool_result *result)
 {
-	int ret = cudapool_client_next(&client, result, result_limit(CUDAPOOL_OP_RESTORE));
+	int ret = next_result(result, result_limit(CUDAPOOL_OP_RESTORE));
 
 	return ret ? lost(ret) : verdict(result);
 }

@@ -24,11 +24,24 @@ struct cudapool_settings {
 const struct cudapool_settings *cudapool_settings(void);
 
 /*
+ * GPU memory is parked: in the checkpoint that is restored, or by now in the dump. Only a pool has it or can load it.
+ * So from here on the pool is used whatever the options say, there is no way without it, a connection that is lost is
+ * looked for again, and what the pool answers stands, whatever the reason.
+ */
+void cudapool_pool_need(void);
+bool cudapool_pool_needed(void);
+
+/*
  * Connects to the pool and starts one if there is none and CUDAPOOL_START allows it. `stage` is
  * CRIU's. A dump waits until the driver is warm, as its first action follows at once and under an alarm; a
- * restore does not, cudapool_pool_warm() does. 0 or a negative errno, and cudapool_pool_text() says why.
+ * restore does not, cudapool_pool_warm() does. Tells the pool CRIU's image directory: of a dump, for images of what it
+ * will park (where that fails nothing is parked, and the log says why); of a restore, where the pool is needed, to
+ * check the images and to begin loading them. 0 or a negative errno, and cudapool_pool_text() says why.
  */
 int cudapool_pool_open(int stage);
+
+/* Connects anew, also to a pool started for it. As cudapool_pool_open(), but a dump's directory is not told again. */
+int cudapool_pool_reopen(void);
 
 /* Waits until the pool is warm, where it was not when it was connected. 0 or a negative errno; the connection may be
  * new. */
@@ -41,6 +54,9 @@ const struct cudapool_welcome *cudapool_pool_welcome(void);
 bool cudapool_pool_usable(void);
 
 const char *cudapool_pool_text(void);
+
+/* Why the last connection was lost. */
+const char *cudapool_pool_loss(void);
 
 /* CRIU's alarm is running: from the first call on, all actions together have `timeout_s` (0: no limit). */
 void cudapool_pool_pausing(unsigned int timeout_s);
@@ -56,11 +72,14 @@ unsigned int cudapool_pool_time_left(unsigned int timeout_ms);
  */
 int cudapool_pool_action(enum cudapool_op op, int pid, unsigned int timeout_ms, struct cudapool_result *result);
 
-/* The same for several actions at once: the number that the result will carry, and the next result. */
+/*
+ * Several actions at once: the number that the result will carry, and the next result. With parked memory there is no
+ * limit for an answer as long as the pool lives: saving and loading have the pool's own, on progress.
+ */
 int cudapool_pool_begin(enum cudapool_op op, int pid, uint32_t *request);
 int cudapool_pool_next(struct cudapool_result *result);
 
-/* The end of a dump: what becomes of the processes that are still locked or checkpointed. */
+/* The end of a dump: what becomes of the processes that are still locked, checkpointed or parked. */
 int cudapool_pool_release(enum cudapool_release_how how);
 
 void cudapool_pool_close(void);

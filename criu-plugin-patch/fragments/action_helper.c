@@ -2,6 +2,13 @@
 static int cuda_process_checkpoint_action(int pid, const char *action, unsigned int timeout, char *msg_buf,
 					  int buf_size);
 
+static cuda_task_state_t state_after(enum cudapool_op op)
+{
+	if (op == CUDAPOOL_OP_LOCK || op == CUDAPOOL_OP_RESTORE)
+		return CUDA_TASK_LOCKED;
+	return op == CUDAPOOL_OP_CHECKPOINT ? CUDA_TASK_CHECKPOINTED : CUDA_TASK_RUNNING;
+}
+
 /*
  * The pool was lost in the middle of an action: it may have been carried out, or still be under
  * way in the driver. So the state decides, before and after cuda-checkpoint has a try.
@@ -9,14 +16,7 @@ static int cuda_process_checkpoint_action(int pid, const char *action, unsigned 
 static int complete_checkpoint_action(int pid, enum cudapool_op op, const char *action, unsigned int timeout,
 				      char *msg_buf, int buf_size)
 {
-	cuda_task_state_t after = CUDA_TASK_RUNNING;
-
-	if (op == CUDAPOOL_OP_LOCK || op == CUDAPOOL_OP_RESTORE)
-		after = CUDA_TASK_LOCKED;
-	else if (op == CUDAPOOL_OP_CHECKPOINT)
-		after = CUDA_TASK_CHECKPOINTED;
-
-	if (get_cuda_state(pid) == after)
+	if (get_cuda_state(pid) == state_after(op))
 		return 0;
 	/* CRIU aborts soon after its alarm: there is no time to begin a lock anew */
 	if (op == CUDAPOOL_OP_LOCK && alarm_timeouted()) {
@@ -25,22 +25,75 @@ static int complete_checkpoint_action(int pid, enum cudapool_op op, const char *
 	}
 	if (cuda_process_checkpoint_action(pid, action, timeout, msg_buf, buf_size) == 0)
 		return 0;
-	return get_cuda_state(pid) == after ? 0 : -1;
+	return get_cuda_state(pid) == state_after(op) ? 0 : -1;
+}
+
+/*
+ * The same where GPU memory is parked: cuda-checkpoint knows nothing of it. A dump fails, as nobody can tell whether an
+ * image is complete; giving back goes on with the pool that was found again.
+ */
+static void repeat_checkpoint_action(int pid, enum cudapool_op op, struct cudapool_result *result)
+{
+	*result = (struct cudapool_result){};
+	if (op == CUDAPOOL_OP_RESTORE || op == CUDAPOOL_OP_UNLOCK) {
+		if (get_cuda_state(pid) != state_after(op)) {
+			if (context_pool_action(op, pid, 0, result))
+				return;
+		} else if (op == CUDAPOOL_OP_RESTORE || !cudapool_parked_says(pid)) {
+			return;
+		} else if (context_pool_action(CUDAPOOL_OP_SHIM, pid, 0, result)) {
+			return; /* the thread's id, as UNLOCK would have told */
+		}
+	}
+	result->error = -ENOTCONN;
+	snprintf(result->text, sizeof(result->text), "the pool that parks GPU memory was lost (%.128s)",
+		 cudapool_pool_loss());
+}
+
+static int resume_restore_thread(int restore_tid, k_rtsigset_t *save_sigset);
+static int interrupt_restore_thread(int restore_tid, k_rtsigset_t *restore_sigset);
+
+static const struct cudapool_threads shim_threads = {
+	.resume = resume_restore_thread,
+	.interrupt = interrupt_restore_thread,
+};
+
+static int context_pool_unpark(int pid, int tid)
+{
+	int ret = -1;
+
+	if (context_pool_enter()) {
+		ret = cudapool_unpark(&shim_threads, pid, tid);
+		context_pool_leave();
+	}
+	return ret;
 }
 
 /* One of cuda-checkpoint's actions; its status */
 static int context_pool_checkpoint_action(int pid, const char *action, unsigned int timeout, char *msg_buf,
 					  int buf_size)
 {
-	struct cudapool_result result;
 	enum cudapool_op op = cudapool_op_of(action);
+	struct cudapool_result result = {};
+	int64_t start = cudapool_now_ms();
+	int ret = 0;
 
-	if (!context_pool_action(op, pid, timeout, &result))
-		return complete_checkpoint_action(pid, op, action, timeout, msg_buf, buf_size);
-
+	if (!context_pool_action(op, pid, timeout, &result)) {
+		if (!cudapool_pool_needed())
+			return complete_checkpoint_action(pid, op, action, timeout, msg_buf, buf_size);
+		repeat_checkpoint_action(pid, op, &result);
+	}
 	if (result.error)
 		pr_err("%s of pid %d failed: %s\n", action, pid, result.text);
+	else if (op == CUDAPOOL_OP_LOCK)
+		ret = cudapool_parked_lock(pid, &result, cudapool_now_ms() - start);
+	else if (op == CUDAPOOL_OP_CHECKPOINT)
+		pr_info("pid %d: checkpointed%s in %lld ms\n", pid,
+			result.path == CUDAPOOL_PATH_PARKED ? ", and its image complete," : "",
+			(long long)(cudapool_now_ms() - start));
+	else if (op == CUDAPOOL_OP_UNLOCK && result.value > 0)
+		ret = context_pool_unpark(pid, result.value);
 	snprintf(msg_buf, buf_size, "%.*s", buf_size - 1, result.text);
-	return result.error ? -1 : 0;
+	return result.error ? -1 : ret;
 }
 

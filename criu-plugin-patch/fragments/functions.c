@@ -22,6 +22,9 @@ static int __attribute__((__noinline__)) init_gpu_context_pool(int stage)
 		pr_info("GPU context pool is off (CRIU_CUDA_CONTEXT_POOL=1 turns it on); executing %s\n", CUDA_CHECKPOINT);
 		return 0;
 	}
+	if (cudapool_pool_needed())
+		pr_info("This checkpoint has parked GPU memory: the pool is used whatever CRIU_CUDA_CONTEXT_POOL "
+			"says\n");
 
 	pr_info("Initializing GPU context pool...\n");
 	if (cudapool_pool_open(stage) == 0) {
@@ -33,6 +36,11 @@ static int __attribute__((__noinline__)) init_gpu_context_pool(int stage)
 		return 0;
 	}
 
+	if (cudapool_pool_needed()) {
+		pr_err("This checkpoint has parked GPU memory, which only a pool can map back: %s\n",
+		       cudapool_pool_text());
+		return -1;
+	}
 	pr_warn("GPU context pool not available (%s); going on with %s\n", cudapool_pool_text(), CUDA_CHECKPOINT);
 	if (stage != CR_PLUGIN_STAGE__RESTORE)
 		return 0;
@@ -64,6 +72,22 @@ static void __attribute__((__noinline__)) prewarm_context_for_restore(int pid)
 		pr_info("Warm context set for pid %d: ctx=%p device=%d\n", pid, g_warm_context, g_warm_device);
 	else
 		pr_info("Warm driver set for pid %d, the pool keeps no context\n", pid);
+}
+
+/*
+ * Before the plugin gives back what a dump has taken: a pool is there if one can be had, and keeps the images of
+ * processes that get their memory back because they go on, not because the dump failed
+ */
+static void prepare_giving_back(int stage, int err)
+{
+	if (stage != CR_PLUGIN_STAGE__DUMP || !cudapool_pool_needed())
+		return;
+	if (!g_context_pool_enabled)
+		g_context_pool_enabled = cudapool_pool_reopen() == 0;
+	if (err == 0 && opts.final_state == TASK_ALIVE && context_pool_enter()) {
+		cudapool_pool_release(CUDAPOOL_RELEASE_GO_ON);
+		context_pool_leave();
+	}
 }
 
 /* Ends the use of the pool, and tells it what becomes of the processes that a dump has locked */
@@ -116,8 +140,7 @@ static int restore_by_tool(int pid, bool ask)
 static const struct cudapool_tree_ops restore_ops = {
 	.restore_tid = get_cuda_restore_tid,
 	.prewarm = prewarm_context_for_restore,
-	.resume_thread = resume_restore_thread,
-	.interrupt_thread = interrupt_restore_thread,
+	.threads = &shim_threads,
 	.restore = restore_by_tool,
 };
 

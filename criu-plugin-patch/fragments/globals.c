@@ -27,15 +27,22 @@ static void context_pool_leave(void)
 
 /*
  * One action through the pool; timeout (ms) is for a lock, 0: none. False: the pool is not in use, or not any
- * more, and upstream's way is left.
+ * more, and upstream's way is left. Where GPU memory is parked a pool that was lost is looked for again: then a
+ * question is answered all the same, while of anything else it is unknown how far it came.
  */
 static bool context_pool_action(enum cudapool_op op, int pid, unsigned int timeout, struct cudapool_result *result)
 {
+	bool query = op == CUDAPOOL_OP_STATE || op == CUDAPOOL_OP_RESTORE_TID || op == CUDAPOOL_OP_SHIM;
 	int ret;
 
 	if (!context_pool_enter())
 		return false;
 	ret = cudapool_pool_action(op, pid, timeout, result);
+	if (ret && (cudapool_pool_needed() || cudapool_parked_says(pid))) {
+		cudapool_pool_need();
+		if (cudapool_pool_reopen() == 0 && query)
+			ret = cudapool_pool_action(op, pid, timeout, result);
+	}
 	context_pool_leave();
 	return ret == 0;
 }

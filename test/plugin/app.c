@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -19,15 +20,39 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "control_page.h"
+
 static char answer[4096];
 
-/* Shows that the process runs: a file that was not there when it was dumped. */
+static struct cudapool_page *page;
+
+/* Shows that the process runs, and has its 'GPU memory': a file that was not there when it was dumped. */
 static void on_ask(int signal)
 {
-	int fd = open(answer, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+	int fd;
+
+	if (page && page->park_state != CUDAPOOL_PARK_OPEN)
+		return;
+	fd = open(answer, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
 
 	if (fd >= 0)
 		close(fd);
+}
+
+/* The control page of a shim, so that a scripted pool can 'park' this process: CRIU carries what it says. */
+static void make_page(void)
+{
+	int fd = memfd_create(CUDAPOOL_PAGE_NAME, 0);
+
+	if (fd < 0 || ftruncate(fd, CUDAPOOL_PAGE_SIZE))
+		_exit(1);
+	page = mmap(NULL, CUDAPOOL_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (page == MAP_FAILED)
+		_exit(1);
+	close(fd);
+	page->magic = CUDAPOOL_PAGE_MAGIC;
+	page->version = CUDAPOOL_PAGE_VERSION;
+	page->size = sizeof(*page);
 }
 
 static void *sleeper(void *unused)
@@ -90,9 +115,11 @@ int main(int argc, char **argv)
 	}
 
 	prctl(PR_SET_NAME, index < cuda ? FAKE_APP_NAME : "plain-app");
+	if (index < cuda)
+		make_page();
 	snprintf(answer, sizeof(answer), "%s/alive.%d", argv[3], getpid());
 	signal(SIGUSR1, on_ask);
-	/* The thread that stands for the driver's restore thread, and one more. */
+	/* The thread that stands for the driver's restore thread, and the one that stands for the shim's. */
 	if (pthread_create(&thread, NULL, sleeper, NULL) || pthread_create(&thread, NULL, sleeper, NULL))
 		return 1;
 	on_ask(SIGUSR1);

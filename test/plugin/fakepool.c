@@ -2,7 +2,9 @@
 /* A pool that speaks the wire protocol and does as a test says: refuses, hangs, dies at a given action. */
 #include "fakestate.h"
 
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <poll.h>
 #include <signal.h>
@@ -14,6 +16,8 @@
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "control_page.h"
 
 #define CLIENTS_MAX 8
 #define PENDING_MAX 128
@@ -46,8 +50,12 @@ static struct pending {
 static int pending_count;
 
 static int restore_ms, warm_ms = -1;
-static unsigned devices = 1, version = CUDAPOOL_WIRE_VERSION;
+static unsigned devices = 1, version = CUDAPOOL_WIRE_VERSION, stage;
 static bool failed;
+static bool parks;	       /* LOCK parks what has a control page */
+static bool wrong_thread;      /* UNLOCK names a thread of another process */
+static int images_error;       /* of FOUND */
+static int image_directory = -1;
 static long long started_ms;
 
 static long long now_ms(void)
@@ -107,6 +115,7 @@ static void welcome(int fd, const struct cudapool_hello *hello)
 
 	fake_note("log", "hello role %u stage %u wait %u parallel %u streams %u chunk %u", hello->role, hello->stage,
 		  hello->wait_ms, hello->parallel, hello->streams, hello->chunk_mb);
+	stage = hello->stage;
 	if (version != CUDAPOOL_WIRE_VERSION) {
 		struct cudapool_error e = {.error = -EPROTONOSUPPORT, .build = "9.9.9", .text = "another version"};
 
@@ -128,6 +137,82 @@ static void welcome(int fd, const struct cudapool_hello *hello)
 	}
 	strcpy(w.build, "fake");
 	answer(fd, &w, CUDAPOOL_MSG_WELCOME, sizeof(w), hello->h.request);
+}
+
+/* Takes the directory. Names and numbers images; a dump's are removed. */
+static unsigned look_for_images(bool remove)
+{
+	DIR *dir = fdopendir(openat(image_directory, ".", O_RDONLY | O_CLOEXEC));
+	struct dirent *entry;
+	unsigned count = 0;
+
+	while (dir && (entry = readdir(dir))) {
+		if (strncmp(entry->d_name, "cudapool-", 9) != 0)
+			continue;
+		count++;
+		if (remove)
+			unlinkat(image_directory, entry->d_name, 0);
+	}
+	if (dir)
+		closedir(dir);
+	return count;
+}
+
+static void images(int fd, const struct cudapool_images *images, int directory)
+{
+	bool dump = images->purpose == CUDAPOOL_IMAGES_DUMP;
+	struct cudapool_found found = {.error = images_error};
+
+	fake_note("log", "images %s sync %u hot %u%s", dump ? "dump" : "restore", images->sync, images->hot,
+		  directory < 0 ? ", and no directory" : "");
+	if (image_directory >= 0)
+		close(image_directory);
+	image_directory = directory;
+	found.count = look_for_images(dump);
+	if (images_error) {
+		strcpy(found.text, "the test wants no images");
+		close(image_directory);
+		image_directory = -1;
+	}
+	answer(fd, &found, CUDAPOOL_MSG_FOUND, sizeof(found), images->h.request);
+}
+
+/* What LOCK, CHECKPOINT and UNLOCK do beyond the driver's part. */
+static int park(struct cudapool_result *r)
+{
+	char name[64];
+	int fd;
+
+	switch (r->op) {
+	case CUDAPOOL_OP_LOCK:
+		if (!parks || image_directory < 0 || fake_set_park_state(r->pid, CUDAPOOL_PARK_PARKED)) {
+			strcpy(r->text, "the test wants it so");
+			return 0;
+		}
+		r->path = CUDAPOOL_PATH_PARKED;
+		r->parked_bytes = 7ull << 20;
+		r->left_bytes = 2ull << 20;
+		return 0;
+	case CUDAPOOL_OP_CHECKPOINT:
+		if (!fake_is_parked(r->pid))
+			return 0;
+		r->path = CUDAPOOL_PATH_PARKED;
+		snprintf(name, sizeof(name), "cudapool-%d.img", r->pid);
+		fd = openat(image_directory, name, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+		if (fd < 0)
+			return -1;
+		close(fd);
+		return 0;
+	case CUDAPOOL_OP_UNLOCK:
+	case CUDAPOOL_OP_SHIM:
+		r->value = fake_is_parked(r->pid) ? wrong_thread ? 1 : fake_shim_tid(r->pid) : 0;
+		return 0;
+	case CUDAPOOL_OP_UNPARK:
+		r->path = stage == CUDAPOOL_STAGE_DUMP ? CUDAPOOL_PATH_RETURNED : CUDAPOOL_PATH_LOADED;
+		r->parked_bytes = 7ull << 20;
+		return 0;
+	}
+	return 0;
 }
 
 static void begin(int fd, const struct cudapool_action *a)
@@ -156,12 +241,16 @@ static void finish(struct pending *p)
 
 	if (p->fault == FAULT_REFUSE || p->fault == FAULT_OWN) {
 		r->error = p->fault == FAULT_OWN ? -EIO : -EREMOTEIO;
+		if (r->op == CUDAPOOL_OP_LOCK && parks)
+			r->path = CUDAPOOL_PATH_PARKED;
 		snprintf(r->text, sizeof(r->text), "the test wants %s of %d to fail", fake_op_name(r->op), r->pid);
 	} else if (r->op == CUDAPOOL_OP_STATE || r->op == CUDAPOOL_OP_RESTORE_TID) {
 		r->value = r->op == CUDAPOOL_OP_STATE ? fake_state(r->pid) : fake_restore_tid(r->pid);
 		ret = fake_is_cuda(r->pid) && r->value >= 0 ? 0 : -1;
+	} else if (r->op == CUDAPOOL_OP_SHIM) {
+		ret = park(r);
 	} else {
-		ret = fake_act(r->op, r->pid);
+		ret = fake_act(r->op, r->pid) ? -1 : park(r);
 	}
 	if (p->fault == FAULT_DIE_AFTER)
 		exit(0);
@@ -181,18 +270,32 @@ static bool serve(int fd)
 		struct cudapool_hello hello;
 		struct cudapool_action action;
 		struct cudapool_release release;
+		struct cudapool_images images;
 		char bytes[CUDAPOOL_WIRE_MAX];
 	} m;
-	ssize_t n = recv(fd, &m, sizeof(m), 0);
+	union {
+		struct cmsghdr h;
+		char bytes[CMSG_SPACE(sizeof(int))];
+	} control = {};
+	struct iovec data = {&m, sizeof(m)};
+	struct msghdr message = {
+		.msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+	ssize_t n = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
+	int attached = -1;
 
 	if (n < (ssize_t)sizeof(m.h))
 		return false;
+	if (message.msg_controllen >= CMSG_LEN(sizeof(int)))
+		memcpy(&attached, CMSG_DATA(&control.h), sizeof(attached));
 	switch (m.h.type) {
 	case CUDAPOOL_MSG_HELLO:
 		welcome(fd, &m.hello);
 		return true;
 	case CUDAPOOL_MSG_ACTION:
 		begin(fd, &m.action);
+		return true;
+	case CUDAPOOL_MSG_IMAGES:
+		images(fd, &m.images, attached);
 		return true;
 	case CUDAPOOL_MSG_RELEASE:
 		fake_note("log", "release %u", m.release.how);
@@ -241,7 +344,9 @@ int main(int argc, char **argv)
 		{"warm-ms", required_argument, NULL, 'w'}, {"devices", required_argument, NULL, 'd'},
 		{"version", required_argument, NULL, 'v'}, {"failed", no_argument, NULL, 'x'},
 		{"socket", required_argument, NULL, 's'},  {"foreground", no_argument, NULL, 'g'},
-		{"idle", required_argument, NULL, 'i'},    {},
+		{"idle", required_argument, NULL, 'i'},    {"park", no_argument, NULL, 'p'},
+		{"images-error", no_argument, NULL, 'e'},  {"wrong-thread", no_argument, NULL, 't'},
+		{},
 	};
 	const char *path = NULL;
 	int option;
@@ -268,6 +373,15 @@ int main(int argc, char **argv)
 			break;
 		case 'x':
 			failed = true;
+			break;
+		case 'p':
+			parks = true;
+			break;
+		case 't':
+			wrong_thread = true;
+			break;
+		case 'e':
+			images_error = -EBADMSG;
 			break;
 		case 's':
 			path = optarg;

@@ -6,11 +6,14 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "control_page.h"
 
 static const char *state_dir(void)
 {
@@ -90,7 +93,8 @@ int fake_state(int pid)
 	return digit - '0';
 }
 
-int fake_restore_tid(int pid)
+/* The smallest thread id above `floor`, beside the first thread's. */
+static int thread_above(int pid, int floor)
 {
 	char path[64];
 	struct dirent *entry;
@@ -103,11 +107,79 @@ int fake_restore_tid(int pid)
 		return -1;
 	while ((entry = readdir(dir)) != NULL) {
 		tid = atoi(entry->d_name);
-		if (tid > 0 && tid != pid && tid < best)
+		if (tid > floor && tid != pid && tid < best)
 			best = tid;
 	}
 	closedir(dir);
 	return best == INT_MAX ? -1 : best;
+}
+
+int fake_restore_tid(int pid)
+{
+	return thread_above(pid, 0);
+}
+
+int fake_shim_tid(int pid)
+{
+	int restore_tid = fake_restore_tid(pid);
+
+	return restore_tid < 0 ? -1 : thread_above(pid, restore_tid);
+}
+
+/* Opens the memory of a process at its control page; -1: it has none. */
+static int open_page(int pid, unsigned long *address)
+{
+	char path[64], line[512];
+	bool found = false;
+	FILE *maps;
+
+	snprintf(path, sizeof(path), "/proc/%d/maps", pid);
+	maps = fopen(path, "re");
+	while (maps && !found && fgets(line, sizeof(line), maps))
+		found = strstr(line, "/memfd:" CUDAPOOL_PAGE_NAME) && sscanf(line, "%lx-", address) == 1;
+	if (maps)
+		fclose(maps);
+	snprintf(path, sizeof(path), "/proc/%d/mem", pid);
+	return found ? open(path, O_RDWR | O_CLOEXEC) : -1;
+}
+
+bool fake_is_parked(int pid)
+{
+	struct cudapool_page page = {};
+	unsigned long address;
+	int fd = open_page(pid, &address);
+	ssize_t n;
+
+	if (fd < 0)
+		return false;
+	n = pread(fd, &page, sizeof(page), address);
+	close(fd);
+	return n == sizeof(page) && page.park_state == CUDAPOOL_PARK_PARKED;
+}
+
+int fake_set_park_state(int pid, unsigned state)
+{
+	unsigned long address;
+	int fd = open_page(pid, &address);
+	uint32_t value = state;
+	ssize_t n;
+
+	if (fd < 0)
+		return -1;
+	n = pwrite(fd, &value, sizeof(value), address + offsetof(struct cudapool_page, park_state));
+	close(fd);
+	return n == sizeof(value) ? 0 : -1;
+}
+
+static int unpark(int pid)
+{
+	if (!fake_is_parked(pid) || fake_state(pid) != CUDAPOOL_PROCESS_RUNNING)
+		return -1;
+	if (thread_state(fake_shim_tid(pid)) == 't') {
+		fake_note("log", "the shim's thread of %d is stopped", pid);
+		return -1;
+	}
+	return fake_set_park_state(pid, CUDAPOOL_PARK_OPEN);
 }
 
 int fake_act(enum cudapool_op op, int pid)
@@ -116,6 +188,8 @@ int fake_act(enum cudapool_op op, int pid)
 	int before, after, fd;
 
 	switch (op) {
+	case CUDAPOOL_OP_UNPARK:
+		return unpark(pid);
 	case CUDAPOOL_OP_LOCK:
 		before = CUDAPOOL_PROCESS_RUNNING, after = CUDAPOOL_PROCESS_LOCKED;
 		break;
@@ -173,7 +247,8 @@ void fake_note(const char *file, const char *format, ...)
 
 const char *fake_op_name(unsigned op)
 {
-	static const char *const names[] = {"?", "state", "tid", "lock", "checkpoint", "restore", "unlock", "shim"};
+	static const char *const names[] = {"?",       "state",	"tid",	"lock",	 "checkpoint",
+					    "restore", "unlock", "shim", "unpark"};
 
 	return op <= CUDAPOOL_OP_LAST ? names[op] : names[0];
 }

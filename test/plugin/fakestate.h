@@ -3,6 +3,8 @@
 #ifndef TEST_PLUGIN_FAKESTATE_H
 #define TEST_PLUGIN_FAKESTATE_H
 
+#include <stdbool.h>
+
 #include "message.h"
 
 #define FAKE_APP_NAME "cuda-app" /* processes of this name 'use CUDA' */
@@ -22,7 +24,16 @@ int fake_state(int pid);
 /* The thread after the first one; -1 if there is none. */
 int fake_restore_tid(int pid);
 
-/* 0, or -1 if the state does not allow it, or if the restore thread is stopped where it must run. */
+/* The thread after that one, which stands for the shim's; -1 if there is none. */
+int fake_shim_tid(int pid);
+
+/* Is the process's control page there, and does it say that its memory is parked? */
+bool fake_is_parked(int pid);
+
+/* Writes the page's state: enum cudapool_park_state. -1: it has no page. */
+int fake_set_park_state(int pid, unsigned state);
+
+/* 0, or -1 if the state does not allow it, or if the restore (or the shim's) thread is stopped where it must run. */
 int fake_act(enum cudapool_op op, int pid);
 
 /* Appends a line with the time to `file` in the state folder. */

@@ -15,8 +15,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define BYTES (1 << 20)
-#define ZEROS (16 << 20) /* a second piece, of zeros but for one byte in its middle */
+#define BYTES (2 << 20)	 /* can be parked */
+#define SMALL (64 << 10) /* cannot */
+#define ZEROS (16 << 20) /* of zeros but for one byte in the middle */
 
 #define PAGE       4096
 #define HOST_PAGES 2048 /* of the pattern */
@@ -92,13 +93,19 @@ static bool hold(const char *what)
 	return syscall(SYS_userfaultfd, 0) >= 0;
 }
 
-static void answer(const char *dir, CUdeviceptr memory, CUdeviceptr zeros, unsigned char *wanted, unsigned char *found)
+static bool holds(CUdeviceptr memory, const unsigned char *wanted, size_t size, unsigned char *found)
+{
+	memset(found, 0, size);
+	return cuMemcpyDtoH_v2(found, memory, size) == CUDA_SUCCESS && memcmp(wanted, found, size) == 0;
+}
+
+static void answer(const char *dir, CUdeviceptr memory, CUdeviceptr small, CUdeviceptr zeros, unsigned char *wanted,
+		   unsigned char *found)
 {
 	char path[4096];
 	int fd;
 
-	memset(found, 0, BYTES);
-	if (cuMemcpyDtoH_v2(found, memory, BYTES) != CUDA_SUCCESS || memcmp(wanted, found, BYTES) != 0 ||
+	if (!holds(memory, wanted, BYTES, found) || !holds(small, wanted, SMALL, found) ||
 	    !zeros_are_intact(zeros) || !host_is_intact())
 		return;
 	snprintf(path, sizeof(path), "%s/alive.%d", dir, getpid());
@@ -110,7 +117,7 @@ static void answer(const char *dir, CUdeviceptr memory, CUdeviceptr zeros, unsig
 int main(int argc, char **argv)
 {
 	unsigned char *wanted = malloc(BYTES), *found = malloc(BYTES);
-	CUdeviceptr memory, zeros;
+	CUdeviceptr memory, small, zeros;
 	CUcontext context;
 	CUdevice device;
 	int i;
@@ -136,14 +143,15 @@ int main(int argc, char **argv)
 	for (i = 0; i < BYTES; i++)
 		wanted[i] = random();
 	if (cuInit(0) || cuDeviceGet(&device, 0) || cuCtxCreate_v2(&context, 0, device) ||
-	    cuMemAlloc_v2(&memory, BYTES) || cuMemcpyHtoD_v2(memory, wanted, BYTES) || cuMemAlloc_v2(&zeros, ZEROS) ||
+	    cuMemAlloc_v2(&memory, BYTES) || cuMemcpyHtoD_v2(memory, wanted, BYTES) || cuMemAlloc_v2(&small, SMALL) ||
+	    cuMemcpyHtoD_v2(small, wanted, SMALL) || cuMemAlloc_v2(&zeros, ZEROS) ||
 	    cuMemsetD8_v2(zeros, 0, ZEROS) || cuMemsetD8_v2(zeros + ZEROS / 2, 1, 1))
 		return 1;
 	signal(SIGUSR1, on_ask);
 	for (;;) {
 		if (asked) {
 			asked = 0;
-			answer(argv[2], memory, zeros, wanted, found);
+			answer(argv[2], memory, small, zeros, wanted, found);
 		}
 		usleep(1000);
 	}

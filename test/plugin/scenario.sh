@@ -36,7 +36,7 @@ start_contained_app() {
 start_gpu_app() {
 	export SOFTCUDA_DIR=$T/device LD_LIBRARY_PATH=$DRIVER/lib PATH=$DRIVER/bin:$PATH
 	mkdir -p "$SOFTCUDA_DIR"
-	"$FAKE/gpuapp" "$1" "$T" ${2-} &
+	LD_PRELOAD=${SHIM-} "$FAKE/gpuapp" "$1" "$T" ${2-} &
 	APP=$!
 	TREE=$1
 	wait_for "ls $T/alive.* 2>/dev/null | wc -l | grep -qx $TREE"
@@ -112,6 +112,16 @@ restore() {
 	criu_do "${NAME-restore}" restore -d $RESTORE "$@"
 }
 
+# What signals the threads of the tree block, in the order of their ids
+masks() {
+	echo "$1=$(for pid in $(pgrep -x 'cuda-app|gpuapp'); do grep -h SigBlk "/proc/$pid/task"/*/status; done | awk '{printf "%s ", $2}')"
+}
+
+# Images of parked GPU memory
+parked_images() {
+	echo "$1=$(ls "$T"/img/cudapool-*.img 2>/dev/null | wc -l)"
+}
+
 # What the processes' memory takes in the images
 image_mib() {
 	cat "$T"/img/pages-*.img | wc -c | awk '{ print "image_mib=" int($1 / 1048576) }'
@@ -134,6 +144,12 @@ answers() {
 # Processes and zombies of the tree
 left() {
 	echo "$1=$(ps -eo comm | grep -cE '^(cuda-app|plain-app|app|gpuapp)')"
+}
+
+# Ends a tree that runs or is stopped
+end_app() {
+	pkill -KILL -x 'cuda-app|plain-app|gpuapp'
+	wait_for 'left rest | grep -qx rest=0'
 }
 
 # States of the processes' GPU side: 0 running, 1 locked, 2 checkpointed
