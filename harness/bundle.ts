@@ -21,7 +21,7 @@ import { basename, dirname, join, relative, resolve } from 'node:path';
 import type { Command } from 'commander';
 import { isDryRun, recordDry, which } from './adapters/exec.ts';
 import { CudapoolError, unfitError, usageError } from './errors.ts';
-import { print, printJson, progress } from './output.ts';
+import { print, printJson, progress, warn } from './output.ts';
 import { built, CRIU_DEFAULT, criuTree, inRoot, root, version } from './paths.ts';
 
 /** What the harness needs only to build things. */
@@ -204,7 +204,11 @@ async function bundle(options: BundleOptions): Promise<void> {
     keepHarness(staging);
     const { buildCallCost, callCostPrograms } = await import('./adapters/call-cost.ts');
     await buildCallCost();
-    for (const path of [built.cudapoold, built.dropin, built.shim, ...callCostPrograms])
+    const { buildCudartProgram } = await import('./adapters/nvcc.ts');
+    const cudart = await buildCudartProgram();
+    if (cudart === undefined)
+      warn('no nvcc: the frameworks suite goes without the CUDA C program', 'install a CUDA toolkit');
+    for (const path of [built.cudapoold, built.dropin, built.shim, ...callCostPrograms, ...(cudart ? [cudart] : [])])
       keep(staging, path, 'bin/cudapool setup');
     for (const room of ['softcuda', 'workloads']) keepRoom(staging, room);
     await keepCriu(staging, options.criuVersion);
@@ -248,7 +252,7 @@ export function registerBundle(program: Command): void {
     .command('bundle')
     .description('pack all that is needed to run cudapool on a machine without registries or network')
     .option('--out <dir>', 'where the two files go', '.carry')
-    .option('--max-mb <mib>', 'fail if the archive is larger', '60')
+    .option('--max-mb <mib>', 'fail if the archive is larger', '64')
     .option('--criu-version <version>', 'the CRIU that goes along', CRIU_DEFAULT)
     .option('--dry-run', 'say what would be written')
     .option('--json', 'print the result as JSON')

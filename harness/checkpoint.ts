@@ -2,22 +2,24 @@
 // `cudapool checkpoint`: podman container checkpoint, with the pool.
 import type { Command } from 'commander';
 import {
+  type PodmanFlags,
   passedOn,
   placeOf,
   pluginOptionsOf,
+  podmanFlags,
   report,
   type SharedFlags,
   sharedOptions,
 } from './container/cli-options.ts';
 import { requireRoot } from './errors.ts';
 
-const PASSED = [
-  '--keep',
-  '--leave-running',
-  '--tcp-established',
-  '--file-locks',
-  '--ignore-rootfs',
-  '--ignore-volumes',
+const PODMAN: PodmanFlags = [
+  { flag: '--keep', short: '-k', text: 'keep the checkpoint and the logs after a restore' },
+  { flag: '--leave-running', short: '-R', text: 'the container runs on' },
+  { flag: '--tcp-established', text: 'with established TCP connections' },
+  { flag: '--file-locks', text: 'with file locks' },
+  { flag: '--ignore-rootfs', text: "without the root filesystem's changes in the archive" },
+  { flag: '--ignore-volumes', text: 'without the volumes in the archive' },
 ];
 
 export function registerCheckpoint(program: Command): void {
@@ -30,14 +32,9 @@ export function registerCheckpoint(program: Command): void {
     )
     .argument('<container>', 'its name or id')
     .argument('[podman-options...]', "behind '--': further options of podman container checkpoint")
-    .option('-k, --keep', 'keep the checkpoint and the logs after a restore')
-    .option('-e, --export <file>', 'write the checkpoint to this archive')
-    .option('-R, --leave-running', 'the container runs on')
-    .option('--tcp-established', 'with established TCP connections')
-    .option('--file-locks', 'with file locks')
-    .option('--ignore-rootfs', "without the root filesystem's changes in the archive")
-    .option('--ignore-volumes', 'without the volumes in the archive');
-  sharedOptions(command).action(
+    .option('--sync', 'CUDAPOOL_SYNC: sync the file system of the images before success is reported')
+    .option('-e, --export <file>', 'write the checkpoint to this archive');
+  sharedOptions(podmanFlags(command, PODMAN)).action(
     async (
       container: string,
       further: string[],
@@ -50,7 +47,7 @@ export function registerCheckpoint(program: Command): void {
         ...pluginOptionsOf(flags),
         container,
         podmanOptions: [
-          ...passedOn(flags, PASSED),
+          ...passedOn(flags, PODMAN),
           ...(flags.export === undefined ? [] : [`--export=${flags.export}`]),
           ...further,
         ],

@@ -16,6 +16,7 @@ import { registerCheckpoint } from './checkpoint.ts';
 import { registerDemo } from './demo.ts';
 import { asCudapoolError, EXIT, errorToJson, usageError } from './errors.ts';
 import { addExamples } from './examples.ts';
+import { registerImage } from './image.ts';
 import { registerOptions } from './options.ts';
 import { printError, printJson, say } from './output.ts';
 import { registerPatch } from './patch/index.ts';
@@ -25,6 +26,7 @@ import { registerRestore } from './restore.ts';
 import { registerRun } from './run.ts';
 import { registerSetup } from './setup/index.ts';
 import { registerStatus } from './status.ts';
+import { registerEvict, registerPrefetch } from './tiers.ts';
 
 /** In the order in which they are listed. */
 const commands: readonly ((program: Command) => void)[] = [
@@ -37,6 +39,9 @@ const commands: readonly ((program: Command) => void)[] = [
   registerRestore,
   registerPool,
   registerStatus,
+  registerEvict,
+  registerPrefetch,
+  registerImage,
   registerOptions,
   registerDemo,
   registerBench,

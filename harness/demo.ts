@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// `cudapool demo`, which `npm start` ends with: one podman container, restored without and with the pool, and what that means.
+// `cudapool demo`, which `npm start` ends with: one podman container, restored without and with the pool, and what became of its GPU memory.
 import type { Command } from 'commander';
 import { wholeNumber } from './arguments.ts';
 import { CudapoolError, requireRoot } from './errors.ts';
@@ -7,7 +7,7 @@ import { print, printJson, say } from './output.ts';
 
 interface DemoFlags {
   runs: number;
-  memory: number;
+  memory?: number;
   json?: boolean;
 }
 
@@ -18,23 +18,25 @@ const NEXT = [
   '  bin/cudapool run -- podman run … IMAGE            start a container of yours, with the shim',
   '  bin/cudapool checkpoint --keep NAME               checkpoint it …',
   '  bin/cudapool restore --keep NAME                  … and restore it with the pool',
+  '  bin/cudapool status                               what the pool has, and the last restores',
   '  bin/cudapool bench --json FILE                    measure again, for the record',
 ];
 
 async function demo(flags: DemoFlags): Promise<void> {
   requireRoot('checkpoint and restore a container');
   const { runSession } = await import('./bench/session.ts');
-  const { restoreSuite } = await import('./bench/suites/restore.ts');
+  const { demoSuite } = await import('./bench/suites/sizes.ts');
   const { H200_COSTS } = await import('./bench/bed.ts');
   const { guideText } = await import('./bench/guide.ts');
+  const { samples } = await import('./bench/record.ts');
+  const { summarize } = await import('./bench/stats.ts');
   say(
-    'Two podman containers with a CUDA context are checkpointed, one without the pool and one with it, and restored in turn.',
+    'Two podman containers with memory on a GPU are checkpointed and restored in turn: one without the pool, one with it.',
   );
   const { document } = await runSession({
-    suites: [restoreSuite],
+    suites: [demoSuite],
     costs: H200_COSTS,
     runs: flags.runs,
-    warmup: 0,
     memoryMib: flags.memory,
   });
   const { host, records } = document;
@@ -50,21 +52,26 @@ async function demo(flags: DemoFlags): Promise<void> {
     printJson({ schema: 'cudapool.demo/1', host, record });
     return;
   }
+  const median = (metric: string, variant: string): number => summarize(samples(record, metric, variant)).median;
+  const dumps = (['stock', 'hot-move'] as const).map((variant) => (median('checkpoint_ms', variant) / 1000).toFixed(3));
+  const memoryOf = (variant: string): string =>
+    String(record.runs.findLast((run) => run.variant === variant)?.notes?.memory ?? 'no record');
   print('');
   print(guideText(record, host.simulated));
+  print('');
+  print(
+    `The checkpoint itself took ${dumps[0]} s without the pool and ${dumps[1]} s with it, the image of the GPU memory included.`,
+  );
+  print(`  kept hot:    ${memoryOf('hot-move')}`);
+  print(`  from image:  ${memoryOf('staged')}`);
+  print(`  on disk:     ${median('image_mib', 'hot-move').toFixed(1)} MiB`);
   print('');
   print(
     host.simulated
       ? 'There is no GPU here: the software driver took its place, and spent the times that were measured on an NVIDIA H200.'
       : `Measured on ${host.gpus.join(', ')}.`,
   );
-  const { executed_with_stock: stock, executed_with_pool: pool } = record.facts;
-  print(
-    'After every restore the application was asked what its GPU memory holds, and the answer was right. CRIU executed',
-  );
-  print(
-    `cuda-checkpoint ${stock ?? 'some'} times for a restore without the pool, and ${pool ?? 'some'} times with it: a resident process has the driver warm.`,
-  );
+  print('After every restore the application was asked what its GPU memory holds, and the answer was right.');
   print('');
   for (const line of NEXT) print(line);
 }
@@ -73,8 +80,12 @@ export function registerDemo(program: Command): void {
   program
     .command('demo')
     .description('restore a real podman container without and with the pool, on the GPU or on the software driver')
-    .option('--runs <n>', 'restores each way', wholeNumber(1, 100), 4)
-    .option('--memory <mib>', 'GPU memory of the application', wholeNumber(0, 1 << 20), 64)
+    .option('--runs <n>', 'restores each way', wholeNumber(1, 100), 3)
+    .option(
+      '--memory <mib>',
+      'GPU memory of the application (default: 4096 on a GPU, 256 without)',
+      wholeNumber(16, 1 << 20),
+    )
     .option('--json', 'print the record as JSON')
     .action(demo);
 }

@@ -29,6 +29,13 @@ const examples: Readonly<Record<string, readonly string[]>> = {
   'pool restart': ['cudapool pool restart'],
   'pool stop': ['cudapool pool stop'],
   status: ['cudapool status', 'cudapool status --json | jq .status.worker', 'cudapool status --pid 4711'],
+  evict: ['cudapool evict', 'cudapool evict mycontainer --tier cold', 'cudapool evict --dry-run'],
+  prefetch: ['cudapool prefetch mycontainer', 'cudapool prefetch --tier staged /srv/checkpoint'],
+  'image inspect': [
+    'cudapool image inspect /srv/checkpoint',
+    'cudapool image inspect --json FILE | jq .images[].bytes',
+  ],
+  'image verify': ['cudapool image verify /srv/checkpoint'],
   options: ['cudapool options', 'cudapool options --json'],
   demo: ['cudapool demo', 'cudapool demo --runs 10 --memory 1024'],
   bench: [

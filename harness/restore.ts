@@ -2,23 +2,25 @@
 // `cudapool restore`: podman container restore, with the pool.
 import type { Command } from 'commander';
 import {
+  type PodmanFlags,
   passedOn,
   placeOf,
   pluginOptionsOf,
+  podmanFlags,
   report,
   type SharedFlags,
   sharedOptions,
 } from './container/cli-options.ts';
 import { requireRoot, usageError } from './errors.ts';
 
-const PASSED = [
-  '--keep',
-  '--tcp-established',
-  '--file-locks',
-  '--ignore-rootfs',
-  '--ignore-static-ip',
-  '--ignore-static-mac',
-  '--ignore-volumes',
+const PODMAN: PodmanFlags = [
+  { flag: '--keep', short: '-k', text: 'keep the checkpoint, so that it can be restored again' },
+  { flag: '--tcp-established', text: 'with established TCP connections' },
+  { flag: '--file-locks', text: 'with file locks' },
+  { flag: '--ignore-rootfs', text: "without the root filesystem's changes in the archive" },
+  { flag: '--ignore-static-ip', text: 'do not set the static IP address' },
+  { flag: '--ignore-static-mac', text: 'do not set the static MAC address' },
+  { flag: '--ignore-volumes', text: 'without the volumes in the archive' },
 ];
 
 export function registerRestore(program: Command): void {
@@ -31,16 +33,9 @@ export function registerRestore(program: Command): void {
     )
     .argument('[container]', 'its name or id; or --import')
     .argument('[podman-options...]', "behind '--': further options of podman container restore")
-    .option('-k, --keep', 'keep the checkpoint, so that it can be restored again')
     .option('-i, --import <file>', 'restore from an archive of checkpoint --export')
-    .option('-n, --name <name>', 'with --import: name of the new container')
-    .option('--tcp-established', 'with established TCP connections')
-    .option('--file-locks', 'with file locks')
-    .option('--ignore-rootfs', "without the root filesystem's changes in the archive")
-    .option('--ignore-static-ip', 'do not set the static IP address')
-    .option('--ignore-static-mac', 'do not set the static MAC address')
-    .option('--ignore-volumes', 'without the volumes in the archive');
-  sharedOptions(command).action(
+    .option('-n, --name <name>', 'with --import: name of the new container');
+  sharedOptions(podmanFlags(command, PODMAN)).action(
     async (
       container: string | undefined,
       further: string[],
@@ -63,7 +58,7 @@ export function registerRestore(program: Command): void {
         container: name,
         archive: flags.import,
         name: flags.name,
-        podmanOptions: [...passedOn(flags, PASSED), ...options],
+        podmanOptions: [...passedOn(flags, PODMAN), ...options],
       });
       if (flags.dryRun !== true) report(result, flags);
     },

@@ -7,6 +7,7 @@ import { basename } from 'node:path';
 import type { Command } from 'commander';
 import { isDryRun, quote, recordDry, which } from './adapters/exec.ts';
 import { GLOBALS_WITH_VALUE } from './adapters/podman.ts';
+import { wholeNumber } from './arguments.ts';
 import { installShim, podmanArguments, shimDir, shimPath } from './container/shim.ts';
 import { CudapoolError, unfitError, usageError } from './errors.ts';
 import { warn } from './output.ts';
@@ -15,6 +16,8 @@ import { built } from './paths.ts';
 interface RunFlags {
   warm?: string;
   warmDevice?: string;
+  park?: boolean;
+  parkMinKb?: number;
   shim: string;
   shimDir?: string;
   softwareDriver?: string;
@@ -43,9 +46,25 @@ export function setsVariable(argv: readonly string[], name: string): boolean {
   });
 }
 
+/** The shim's options that are set here: a container would not inherit them. The command's own options come first. */
+async function inheritedOptions(argv: readonly string[]): Promise<Record<string, string>> {
+  const { poolOptions } = await import('./adapters/cudapoold.ts');
+  const shims = (await poolOptions()).filter(({ readers }) => readers.includes('shim'));
+  const set = shims.flatMap(({ environment }): [string, string][] => {
+    const value = process.env[environment];
+    return value === undefined || setsVariable(argv, environment) ? [] : [[environment, value]];
+  });
+  return Object.fromEntries(set);
+}
+
 /** The command and the environment that is added to it. */
-function prepare(argv: readonly string[], flags: RunFlags): { argv: string[]; env: Record<string, string> } {
+async function prepare(
+  argv: readonly string[],
+  flags: RunFlags,
+): Promise<{ argv: string[]; env: Record<string, string> }> {
   const shimEnv: Record<string, string> = {
+    ...(flags.park === false && { CUDAPOOL_PARK: '0' }),
+    ...(flags.parkMinKb !== undefined && { CUDAPOOL_PARK_MIN_KB: String(flags.parkMinKb) }),
     ...(flags.warm !== undefined && { CUDAPOOL_WARM: flags.warm }),
     ...(flags.warmDevice !== undefined && { CUDAPOOL_WARM_DEVICE: flags.warmDevice }),
   };
@@ -77,7 +96,7 @@ function prepare(argv: readonly string[], flags: RunFlags): { argv: string[]; en
   const dir = flags.shimDir ?? shimDir();
   const library = isDryRun() ? shimPath(dir, flags.shim) : installShim(dir, flags.shim);
   const added = podmanArguments({
-    shim: { library, dir, env: shimEnv },
+    shim: { library, dir, env: { ...(await inheritedOptions(argv.slice(at))), ...shimEnv } },
     ...(flags.softwareDriver !== undefined && { software: { devices: flags.softwareDriver } }),
   });
   if (setsVariable(argv.slice(at), 'LD_PRELOAD')) {
@@ -129,7 +148,8 @@ export function registerRun(program: Command): void {
     .command('run')
     .summary('run an application with the shim')
     .description(
-      'Runs COMMAND with the shim, and ends with its exit code. The shim hands back CUDA contexts that were warmed in the background.\n\n' +
+      'Runs COMMAND with the shim, and ends with its exit code. The shim hands back CUDA contexts that were warmed in the background, and makes ' +
+        'GPU memory such that a checkpoint can park it.\n\n' +
         "Where COMMAND is 'podman run' or 'podman create', the container gets the shim: its folder is mounted read-only, and " +
         'LD_PRELOAD set, by options put behind the subcommand. The folder keeps every version of the library, as a checkpoint ' +
         'needs the one that it was made with.',
@@ -140,13 +160,19 @@ export function registerRun(program: Command): void {
       "CUDAPOOL_WARM: 'restore' (default), 'never', or 'start:' and program names, separated by commas",
     )
     .option('--warm-device <n>', 'CUDAPOOL_WARM_DEVICE: the device whose context is warmed')
+    .option('--no-park', 'CUDAPOOL_PARK=0: its GPU memory goes through the checkpoint as without cudapool')
+    .option(
+      '--park-min-kb <n>',
+      'CUDAPOOL_PARK_MIN_KB: smaller allocations are left to the driver',
+      wholeNumber(64, 1 << 20),
+    )
     .option('--shim <file>', 'the library', built.shim)
     .option('--shim-dir <dir>', `folder that is mounted into containers (default: ${shimDir()})`)
     .option('--software-driver <dir>', "run on cudapool's software driver, with its devices' state in this folder")
     .option('--dry-run', 'print the exact command and run nothing')
     .passThroughOptions()
     .action(async (command: string[], flags: RunFlags) => {
-      const { argv, env } = prepare(command, flags);
+      const { argv, env } = await prepare(command, flags);
       if (isDryRun()) {
         const vars = Object.entries(env).map(([name, value]) => `${name}=${quote([value])}`);
         recordDry([...vars, quote(argv)].join(' '));

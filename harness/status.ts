@@ -3,6 +3,8 @@
 import type { Command } from 'commander';
 import type { PoolStatus } from './adapters/cudapoold.ts';
 import { wholeNumber } from './arguments.ts';
+import { gib, recordLine } from './container/images.ts';
+import type { Park, ParkRecord } from './container/records.ts';
 import { CudapoolError } from './errors.ts';
 import { print, printJson, table } from './output.ts';
 
@@ -23,7 +25,7 @@ export function registerStatus(program: Command): void {
       }
       const state = await poolState({ socket: flags.socket });
       if (flags.json === true) printJson({ schema: 'cudapool.status/1', ...state });
-      else if (state.running) printStatus(state.status);
+      else if (state.running) await printStatus(state.status);
       if (!state.running) {
         if (flags.json === true) process.exitCode = 1;
         else {
@@ -48,7 +50,8 @@ const isCount = (entry: [string, unknown]): entry is [string, Count] =>
   typeof entry[1] === 'object' && entry[1] !== null && 'total_us' in entry[1];
 
 /** For people: the actions as a table, and only those that there have been. */
-function printStatus({ schema: _schema, actions, ...rest }: PoolStatus): void {
+async function printStatus({ schema: _schema, actions, parks, records, ...rest }: PoolStatus): Promise<void> {
+  const { parksOf, recordsOf } = await import('./container/records.ts');
   const kinds = Object.entries(actions);
   print(table([], flatten({ ...rest, actions: Object.fromEntries(kinds.filter((entry) => !isCount(entry))) })));
   const ms = (us: number): string => (us / 1000).toFixed(1);
@@ -62,7 +65,44 @@ function printStatus({ schema: _schema, actions, ...rest }: PoolStatus): void {
       ms(total_us / (ok + failed)),
       ms(max_us),
     ]);
+  printParks(parksOf(parks));
+  printRecords(recordsOf(records));
   if (rows.length > 0) print(`\n${table(['action', 'ok', 'failed', 'mean ms', 'max ms'], rows, [1, 2, 3, 4])}`);
+}
+
+const seconds = (s: number): string =>
+  s < 120
+    ? `${s} s`
+    : s < 7200
+      ? `${Math.round(s / 60)} min`
+      : s < 172_800
+        ? `${Math.round(s / 3600)} h`
+        : `${Math.round(s / 86_400)} d`;
+
+/** Whose it is: the container's id, as podman shortens it, or the process. */
+const ownerOf = ({ container, process, pid }: { container: string; process: string; pid: number }): string =>
+  container === '' ? `${process} (${pid})` : `${container.slice(0, 12)} ${process}`;
+
+function printParks(parks: readonly Park[]): void {
+  if (parks.length === 0) return;
+  const rows = parks.map((park) => [
+    ownerOf(park),
+    gib(park.bytes),
+    park.state === 'saved' ? park.tier : `${park.tier}, ${park.state}`,
+    seconds(park.age_s),
+    gib(park.image_bytes),
+    park.path,
+    park.token,
+  ]);
+  print(`\n${table(['parked', 'size', 'tier', 'age', 'on disk', 'image', 'token'], rows, [1, 3, 4])}`);
+}
+
+const RECORDS_SHOWN = 5;
+
+function printRecords(records: readonly ParkRecord[]): void {
+  if (records.length === 0) return;
+  print('\nlast checkpoints and restores');
+  for (const record of records.slice(0, RECORDS_SHOWN)) print(`  ${record.stage}: ${recordLine(record)}`);
 }
 
 /** Names and values, one a line: {a: {b: 1}} is 'a b', '1'. */

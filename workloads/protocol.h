@@ -33,16 +33,25 @@
  *     first_call_us  only in the first answer of a process that had not used CUDA: microseconds of wall
  *                    clock from its first CUDA call until it had a current context
  *     answer_us      microseconds of wall clock from reading the question to having the answer
+ *     steps          only from a workload that has work in flight all the time: pieces of it that ended so far
+ *     wrong          ... and how many of them had another result than they must have; anything but 0 is a corruption
+ *     tokens         only from workloads that compute something of their own (*.py): the result of the work that was
+ *                    done for this answer, sixteen hexadecimal digits
+ *     step_ms        ... wall clock of a step, milliseconds: the median since the last answer, or of the one step
+ *     gpu_bytes      ... GPU memory that its framework has allocated
  *     error          only if a CUDA call failed: its name and result; then the fields from `words` on may be missing
  *
- * Word i of the memory is ((uint32_t)i * 2654435761u) ^ seed; process I of a tree uses seed + I.
- * The checksum is the sum over i of (word[i] ^ (uint32_t)i) * (2 * i + 1), modulo 2^64.
+ * gpu_app's memory consists of one or several pieces of the same size. Word i of piece p is
+ * ((uint32_t)i * 2654435761u) ^ (seed + p * 2654435769u); process I of a tree uses seed + I. A part of each piece may be
+ * left zero, from some word on. A piece's checksum is the sum over i of (word[i] ^ (uint32_t)i) * (2 * i + 1), modulo 2^64;
+ * the checksum is the sum over p of those times (2 * p + 1).
  */
 
 #define WORKLOAD_NONCE_MAX  64
 #define WORKLOAD_ANSWER_MAX 1024
 #define WORKLOAD_POLL_NS    500000
 
-#define WORKLOAD_FILL_FACTOR 2654435761u
+#define WORKLOAD_FILL_FACTOR  2654435761u
+#define WORKLOAD_PIECE_FACTOR 2654435769u
 
 #endif

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // test/shim/call_cost: what the shim adds to a driver call that needs no action, and to a process that never uses CUDA.
-import { existsSync } from 'node:fs';
+import { existsSync, mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import * as v from 'valibot';
 import { CudapoolError } from '../errors.ts';
@@ -37,6 +37,7 @@ const RUN_MS = 120_000;
 /** Builds them, where there is something to build from; a bundle brings them along. */
 export async function buildCallCost(): Promise<void> {
   if (!existsSync(inRoot('test', 'shim', 'Makefile'))) return;
+  mkdirSync(OUT, { recursive: true });
   await make({ dir: inRoot('test', 'shim'), targets: callCostPrograms, vars: { OUT }, timeoutMs: RUN_MS });
 }
 

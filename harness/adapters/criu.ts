@@ -5,6 +5,9 @@ import { join } from 'node:path';
 import { CudapoolError } from '../errors.ts';
 import { type ExecResult, look } from './exec.ts';
 
+/** Environment in which CRIU's CUDA plugin works without /proc/driver/nvidia/gpus: CRIU's own fault injection. */
+export const PRETEND_GPU = { CRIU_FAULT: '138' } as const;
+
 export interface CriuTree {
   dir: string;
   version: string;

@@ -199,3 +199,69 @@ export async function shimReport(pid: number, place: PoolPlace = {}): Promise<Re
   }
   return parse(v.looseObject({}), ran, `shim in process ${pid}`);
 }
+
+/** Where GPU memory that is parked lies. */
+export type Tier = 'hot' | 'staged' | 'cold';
+
+/** What a pool found, or let go of (wire/message.h: struct cudapool_found). */
+const Found = v.looseObject({
+  count: v.number(),
+  bytes: v.number(),
+  /** Of those: on the GPU already, or evicted. */
+  hot_bytes: v.number(),
+  text: v.optional(v.string(), ''),
+});
+export type Found = v.InferOutput<typeof Found>;
+
+const MOVE_MS = 600_000;
+
+/** A request that the pool answers with FOUND. It changes nothing that a restore would miss, so a dry run prints it. */
+async function move(place: PoolPlace, args: readonly string[], what: string): Promise<Found | undefined> {
+  requireRoot(what);
+  const ran = await exec(daemonOf(place), [...args, ...socketArgs(place)], {
+    timeoutMs: MOVE_MS,
+    reject: false,
+    ...(place.env !== undefined && { env: place.env }),
+  });
+  if (ran.dry) return undefined;
+  if (ran.exitCode === 0) return parse(Found, ran, 'answer');
+  const why = complaint(ran);
+  if (ABSENT.test(why)) {
+    throw new CudapoolError('ERR_CUDAPOOL_NO_POOL', 'there is no pool', { hint: '`cudapool pool start` starts one' });
+  }
+  throw new CudapoolError('ERR_CUDAPOOL_TIER', `the pool could not ${what}: ${why}`, {
+    hint: 'see what it has: cudapool status',
+  });
+}
+
+/** Lets go of the hot memory of one park, or of all; cold: of what is in the page cache as well. Undefined in a dry run. */
+export const evict = (
+  place: PoolPlace,
+  { token = 'all', tier = 'staged' }: { token?: string; tier?: 'staged' | 'cold' },
+): Promise<Found | undefined> => move(place, ['--evict', token, '--tier', tier], 'evict parked memory');
+
+/** Brings the images of a checkpoint to that tier; returns when they are there. Undefined in a dry run. */
+export const prefetch = (
+  place: PoolPlace,
+  { dir, tier = 'hot' }: { dir: string; tier?: 'hot' | 'staged' },
+): Promise<Found | undefined> => move(place, ['--prefetch', dir, '--tier', tier], 'prefetch images');
+
+const VERIFY_MS = 3_600_000;
+
+/** What an image says of itself; `verify`: all of its content is read, and its checksums checked. An image that is bad is an error. */
+export async function imageReport(
+  file: string,
+  { verify = false }: { verify?: boolean } = {},
+  place: PoolPlace = {},
+): Promise<Record<string, unknown>> {
+  const ran = await look(daemonOf(place), [verify ? '--verify' : '--inspect', file], {
+    reject: false,
+    timeoutMs: verify ? VERIFY_MS : 60_000,
+  });
+  if (ran.exitCode === 0) return parse(v.looseObject({}), ran, 'image');
+  const said = v.safeParse(v.pipe(v.string(), v.parseJson(), v.looseObject({ text: v.string() })), ran.stdout);
+  throw new CudapoolError('ERR_CUDAPOOL_IMAGE', `${file}: ${said.success ? said.output.text : complaint(ran)}`, {
+    hint: 'the checkpoint that it belongs to cannot be restored with it: take another one, or its copy from where it was exported',
+    ...(said.success && { details: said.output }),
+  });
+}

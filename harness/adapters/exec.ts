@@ -154,6 +154,7 @@ export async function exec(file: string, args: readonly string[], options: ExecO
     return { command, exitCode: 0, stdout: '', stderr: '', started_ms: 0, wall_ms: 0, dry: true };
   }
   const { execa } = await import('execa');
+  if (state.aborter.signal.aborted) throw interrupted(); // meanwhile
   const started = performance.now();
   const output = options.show === true ? ([2] as const) : 'pipe';
   const child = execa(file, [...args], {

@@ -5,6 +5,7 @@ import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync
 import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { PRETEND_GPU } from '../adapters/criu.ts';
 import type { CriuRun } from '../adapters/criu-run.ts';
 import { which } from '../adapters/exec.ts';
 import { chooseCriu, withStockPlugin } from '../container/criu-tree.ts';
@@ -63,8 +64,6 @@ const RESTORE_MS = 180_000;
 export const H200_COSTS = inRoot('softcuda', 'costs-h200.conf');
 /** A configuration file of the bench's own. */
 const CONFIG = 'cudapool.conf';
-/** CRIU's own fault injection: its CUDA plugin works although there is no /proc/driver/nvidia/gpus. */
-const PRETEND_GPU = '138';
 
 function softwareEnv(scratch: string, costs: string | undefined): Record<string, string> {
   const devices = join('/dev/shm', `cudapool-bench-${process.pid}`);
@@ -74,7 +73,7 @@ function softwareEnv(scratch: string, costs: string | undefined): Record<string,
     LD_LIBRARY_PATH: [built.softcudaLib, ...(libraries ? [libraries] : [])].join(delimiter),
     SOFTCUDA_DIR: devices,
     SOFTCUDA_COSTS: costs ?? '',
-    CRIU_FAULT: PRETEND_GPU,
+    ...PRETEND_GPU,
     CUDAPOOL_CONFIG: join(scratch, CONFIG),
   };
 }

@@ -33,6 +33,8 @@ export interface Experiment {
   readonly variants: readonly Variant[];
   readonly metrics: readonly Metric[];
   readonly targets?: readonly Target[];
+  /** This many failures one after another end it; default 3. */
+  readonly failuresInARow?: number;
   /** Before each run, outside of what is timed. */
   readonly prepare?: (variant: string) => Promise<void>;
   readonly run: (variant: string, order: number) => Promise<Outcome>;
@@ -124,8 +126,8 @@ async function runAll(experiment: Experiment, limits: Limits, watch: Watcher): P
     seen.runs.push(run);
     seen.ended = new Date().toISOString();
     await watch(conclude(seen), run);
-    if (failures === FAILURES_IN_A_ROW) {
-      seen.warnings.push(`ended after ${FAILURES_IN_A_ROW} failures in a row`);
+    if (failures === (experiment.failuresInARow ?? FAILURES_IN_A_ROW)) {
+      seen.warnings.push(`ended after ${failures} failures in a row`);
       break;
     }
   }

@@ -50,10 +50,17 @@ function resultTable(record: BenchRecord): string {
   return markdownTable([head, ...rows], { align: ['l', 'r', 'r', 'r', 'r', 'r', 'r', 'r'] });
 }
 
-function verdictLine({ what, min, max, value, low, high, met }: Verdict): string {
+/** 'at most 5', 'at least 40', '0.8 to 1.25'. */
+export function limitText({ min, max }: Pick<Verdict, 'min' | 'max'>): string {
+  if (min === undefined) return max === undefined ? 'any' : `at most ${formatNumber(max)}`;
+  return max === undefined ? `at least ${formatNumber(min)}` : `${formatNumber(min)} to ${formatNumber(max)}`;
+}
+
+function verdictLine(verdict: Verdict): string {
+  const { what, value, low, high, met } = verdict;
   const bounds = low !== undefined && high !== undefined ? ` (${formatNumber(low)} to ${formatNumber(high)})` : '';
   const got = value === null ? 'no figure' : `${formatNumber(value)}${bounds}`;
-  return `- ${met ? 'met' : '**missed**'}: ${what}: ${got}, target ${min === undefined ? 'at most' : `${formatNumber(min)} to`} ${formatNumber(max)}`;
+  return `- ${met ? 'met' : '**missed**'}: ${what}: ${got}, target ${limitText(verdict)}`;
 }
 
 export function recordTitle(record: BenchRecord): string {

@@ -13,8 +13,10 @@ interface BenchFlags {
   costs?: string;
   criu?: string;
   memory?: number;
+  gib?: number[];
+  only?: string[];
   runs?: number;
-  warmup: number;
+  warmup?: number;
   prepare?: string;
   budget?: number;
   out?: string;
@@ -64,7 +66,7 @@ async function bench(asked: readonly string[], flags: BenchFlags): Promise<void>
   const { H200_COSTS } = await import('./bed.ts');
   const { guideText, isGuideRecord } = await import('./guide.ts');
   const { runSession } = await import('./session.ts');
-  const { documentCsv, documentMarkdown, recordMarkdown } = await import('./export.ts');
+  const { documentCsv, documentMarkdown, limitText, recordMarkdown } = await import('./export.ts');
   const { formatDocument, writeWhole } = await import('./record.ts');
   const file = flags.exportJson ?? (typeof flags.json === 'string' ? flags.json : undefined);
   const { document, failed } = await runSession({
@@ -75,6 +77,8 @@ async function bench(asked: readonly string[], flags: BenchFlags): Promise<void>
     runs: flags.runs,
     warmup: flags.warmup,
     memoryMib: flags.memory,
+    gib: flags.gib,
+    only: flags.only,
     prepare: flags.prepare,
     budgetS: flags.budget,
     out: flags.out,
@@ -94,9 +98,7 @@ async function bench(asked: readonly string[], flags: BenchFlags): Promise<void>
   for (const record of records) {
     for (const verdict of record.verdicts) {
       if (!verdict.met && !host.simulated)
-        say(
-          `target missed: ${verdict.what}: ${verdict.value ?? 'no figure'}, ${verdict.min === undefined ? 'at most' : `${verdict.min} to`} ${verdict.max}`,
-        );
+        say(`target missed: ${verdict.what}: ${verdict.value ?? 'no figure'}, ${limitText(verdict)}`);
     }
   }
   process.exitCode = failed.length > 0 ? EXIT.FAILED : exitCodeOf(document);
@@ -137,6 +139,12 @@ function percent(text: string): number {
   return value;
 }
 
+function gibList(text: string): number[] {
+  const list = text.split(',').map(Number);
+  if (list.every((gib) => gib > 0 && gib <= 1024)) return list;
+  throw new InvalidArgumentError('sizes in GiB such as 1,8,32');
+}
+
 const several = (value: string, before: string[] = []): string[] => [...before, ...value.split(',')];
 
 export function registerBench(program: Command): void {
@@ -146,9 +154,15 @@ export function registerBench(program: Command): void {
     .description('measure restores without and with the pool, alternating, each verified by asking the application')
     .addOption(new Option('--suite <name>', 'as the argument').argParser(several))
     .option('--runs <n>', 'runs of each variant', wholeNumber(1, 10_000))
-    .option('--warmup <n>', 'runs of each variant before those that count', wholeNumber(0, 1000), 1)
+    .option(
+      '--warmup <n>',
+      "runs of each variant before those that count (default: the suite's own)",
+      wholeNumber(0, 1000),
+    )
     .option('--prepare <command>', 'shell command before each run, not timed; CUDAPOOL_BENCH_VARIANT names the variant')
     .option('--memory <mib>', "GPU memory of the workload (default: the suite's own)", wholeNumber(0, 1 << 20))
+    .option('--only <names>', 'programs of frameworks, separated by commas', (text: string) => text.split(','))
+    .option('--gib <list>', 'sizes for sizes and load, GiB, separated by commas, as 1,8,32', gibList)
     .option('--budget <seconds>', 'time for everything; runs are left out to keep to it', wholeNumber(1, 86_400))
     .addOption(new Option('--driver <driver>', 'default: the GPU where there is one').choices(['gpu', 'softcuda']))
     .option('--costs <file>', "what the software driver spends; 'none': nothing (default: measured on the H200)")

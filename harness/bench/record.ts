@@ -42,6 +42,8 @@ const Target = v.variant('kind', [
   v.strictObject({ kind: v.literal('ratio'), what: line, metric: name, variant: name, baseline: name, max: finite }),
   /** The median of a metric is at most `max`, in the metric's unit. */
   v.strictObject({ kind: v.literal('at_most'), what: line, metric: name, variant: name, max: finite }),
+  /** The median of a metric is at least `min`, in the metric's unit. */
+  v.strictObject({ kind: v.literal('at_least'), what: line, metric: name, variant: name, min: finite }),
   /** A fact of the record is at most `max`, and at least `min`; judged from so many right `runs` of each variant on. */
   v.strictObject({
     kind: v.literal('fact'),
@@ -80,7 +82,7 @@ const Result = v.strictObject({ metric: name, variant: name, summary: Summary })
 const Verdict = v.strictObject({
   what: line,
   min: v.optional(finite),
-  max: finite,
+  max: v.optional(finite),
   /** null: no run gave the figure. */
   value: v.nullable(finite),
   low: v.optional(finite),
@@ -137,7 +139,15 @@ export function samples(record: Pick<Observations, 'runs'>, metric: string, vari
 }
 
 function judge(seen: Observations, target: Target): Verdict {
-  const { what, max } = target;
+  const { what } = target;
+  if (target.kind === 'at_least') {
+    const { min } = target;
+    const ours = samples(seen, target.metric, target.variant);
+    if (ours.length === 0) return { what, min, value: null, met: false };
+    const { median, interval } = summarize(ours);
+    return { what, min, value: median, low: interval.low, high: interval.high, met: median >= min };
+  }
+  const { max } = target;
   if (target.kind === 'fact') {
     const { min } = target;
     const value = seen.facts[target.fact];

@@ -25,8 +25,11 @@ export interface SessionOptions extends BedOptions {
   readonly suites: readonly Suite[];
   /** Of each variant; default: each suite's own choice. */
   readonly runs?: number | undefined;
-  readonly warmup: number;
+  /** Of each variant, before those that count; default: each suite's own choice. */
+  readonly warmup?: number | undefined;
   readonly memoryMib?: number | undefined;
+  readonly gib?: readonly number[] | undefined;
+  readonly only?: readonly string[] | undefined;
   /** A shell command before each run, outside of what is timed. */
   readonly prepare?: string | undefined;
   /** Seconds for all of it; suites that take longer get fewer runs. */
@@ -105,11 +108,21 @@ async function runSuites(bed: Bed, options: SessionOptions): Promise<SessionResu
     const share = suite.seconds / weights.reduce((a, b) => a + b, 0);
     const now = performance.now();
     const deadline = end === undefined ? undefined : now + (end - now) * share;
-    for (const plain of suite.experiments({ bed, memoryMib: options.memoryMib })) {
+    for (const plain of suite.experiments({
+      bed,
+      memoryMib: options.memoryMib,
+      gib: options.gib,
+      only: options.only,
+    })) {
+      const without = await suite.leaveOut?.({ bed }, plain.case);
+      if (without !== undefined) {
+        say(`${plain.suite} (${plain.case}) is left out: ${without}`);
+        continue;
+      }
       const experiment = withPrepare(plain, options.prepare);
       const limits = {
         runs: options.runs ?? suite.runs,
-        warmup: options.warmup,
+        warmup: options.warmup ?? suite.warmup ?? 1,
         ...(deadline !== undefined && { deadline }),
       };
       const total = (limits.runs + limits.warmup) * experiment.variants.length;

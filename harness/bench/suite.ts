@@ -8,6 +8,10 @@ export interface SuiteOptions {
   readonly bed: Bed;
   /** GPU memory of the workload, MiB; absent: the suite's own choice. */
   readonly memoryMib?: number | undefined;
+  /** For suites about several sizes: those, GiB; absent: the suite's own choice. */
+  readonly gib?: readonly number[] | undefined;
+  /** Of a suite that has cases by name: these. */
+  readonly only?: readonly string[] | undefined;
 }
 
 export interface Suite {
@@ -16,10 +20,14 @@ export interface Suite {
   readonly summary: string;
   /** Runs of each variant, unless --runs says otherwise. */
   readonly runs: number;
+  /** Runs before those that count; default 1. */
+  readonly warmup?: number;
   /** Seconds that it takes on a GPU with these runs, for --budget's shares. */
   readonly seconds: number;
   /** Why it cannot run here; undefined: it can. */
   readonly unfit?: (bed: Bed) => Promise<string | undefined> | string | undefined;
+  /** Why one of its experiments, named by its case, cannot run here, though others can. */
+  readonly leaveOut?: (options: SuiteOptions, name: string | undefined) => Promise<string | undefined>;
   readonly experiments: (options: SuiteOptions) => readonly Experiment[];
 }
 

@@ -2,6 +2,7 @@
 // Checkpoint and restore of a podman container, with the environment that reaches CRIU, and with what CRIU said.
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
+import type { PoolPlace } from '../adapters/cudapoold.ts';
 import { type ExecResult, isDryRun, lastLines } from '../adapters/exec.ts';
 import {
   type Container,
@@ -15,9 +16,11 @@ import { asCudapoolError, CudapoolError } from '../errors.ts';
 import { type CriuLog, messageOf, NO_LOG, type PluginPath, parseCriuLog } from './criu-log.ts';
 import { type CriuChoice, chooseCriu, withStockPlugin } from './criu-tree.ts';
 import { type PluginOptions, pluginEnvironment, wantsPool } from './environment.ts';
+import { checkpointDir } from './images.ts';
 import { type CriuStart, type Injection, inject } from './injection.ts';
 import { watchLog } from './log-watch.ts';
-import { ensurePool } from './pool-process.ts';
+import { ensurePool, poolReport } from './pool-process.ts';
+import { type ParkRecord, recordsIn, recordsOf } from './records.ts';
 import { type ShimState, shimOf } from './shim.ts';
 
 export interface ActionOptions extends PluginOptions {
@@ -63,6 +66,8 @@ export interface ActionResult {
   readonly why: string;
   readonly pool_wanted: boolean;
   readonly plugin_messages: readonly string[];
+  /** What became of the GPU memory of each process; empty where the pool had no part in it. */
+  readonly memory: readonly ParkRecord[];
   readonly criu: {
     readonly binary: string;
     readonly plugins: string;
@@ -83,19 +88,22 @@ interface Prepared {
   readonly injection: Injection;
 }
 
+/** The pool that the plugin will speak to. */
+const placeOf = (env: Readonly<Record<string, string>>): PoolPlace => ({
+  ...(env.CUDAPOOL_DAEMON !== undefined && { daemon: env.CUDAPOOL_DAEMON }),
+  ...(env.CUDAPOOL_SOCKET !== undefined && { socket: env.CUDAPOOL_SOCKET }),
+  env,
+});
+
 async function prepare(options: ActionOptions): Promise<Prepared> {
   const chosen = chooseCriu(options.criu);
   const criu = options.plugin === 'stock' ? withStockPlugin(chosen) : chosen;
   const env = pluginEnvironment(criu, options);
   if (wantsPool(options) && options.startPool !== false) {
-    // Not a reason to refuse: the plugin goes the stock way without a pool, and says so.
-    await ensurePool({
-      ...(env.CUDAPOOL_DAEMON !== undefined && { daemon: env.CUDAPOOL_DAEMON }),
-      ...(env.CUDAPOOL_SOCKET !== undefined && { socket: env.CUDAPOOL_SOCKET }),
-      env,
-    }).catch((thrown: unknown) => {
+    // No pool is not a reason to refuse: the plugin goes the stock way, and says so. A configuration that is wrong is.
+    await ensurePool(placeOf(env)).catch((thrown: unknown) => {
       const error = asCudapoolError(thrown);
-      if (error.code === 'ERR_CUDAPOOL_INTERRUPTED') throw error;
+      if (error.code === 'ERR_CUDAPOOL_INTERRUPTED' || error.code === 'ERR_CUDAPOOL_CONFIG') throw error;
     });
   }
   return { criu, env, injection: inject({ criu, env, ...(options.pathDirs && { pathDirs: options.pathDirs }) }) };
@@ -139,7 +147,7 @@ export async function restoreContainer(options: RestoreOptions): Promise<ActionR
 async function act(
   action: 'checkpoint' | 'restore',
   options: RestoreOptions,
-  { criu, injection }: Prepared,
+  { criu, env, injection }: Prepared,
   before: Container | undefined,
   what: readonly string[],
 ): Promise<ActionResult> {
@@ -178,6 +186,7 @@ async function act(
     why: log.why,
     pool_wanted: wantsPool(options),
     plugin_messages: log.plugin_messages,
+    memory: after === undefined || !wantsPool(options) ? [] : await memoryOf(after, action, env),
     criu: {
       binary: criu.binary,
       plugins: criu.plugins,
@@ -188,6 +197,22 @@ async function act(
     },
     shim: after === undefined ? undefined : shimOf(after),
   };
+}
+
+/** From the checkpoint's directory; where podman has removed that (an export, a restore without --keep), from the pool. */
+async function memoryOf(
+  container: Container,
+  action: 'checkpoint' | 'restore',
+  env: Readonly<Record<string, string>>,
+): Promise<readonly ParkRecord[]> {
+  const written = recordsIn(checkpointDir(container), action);
+  if (written.length > 0) return written;
+  const report = await poolReport(placeOf(env)).catch(() => undefined);
+  const stage = action === 'checkpoint' ? 'dump' : 'restore';
+  const newest = recordsOf(report?.records).find(
+    (record) => record.container === container.id && record.stage === stage,
+  );
+  return newest === undefined ? [] : [newest];
 }
 
 /** Causes that CRIU's log or podman's words name, and what to do about each; the first that matches is told. */
@@ -207,6 +232,22 @@ const CAUSES: readonly { readonly pattern: RegExp; readonly hint: string }[] = [
   {
     pattern: /RLIMIT|rlimit|setrlimit|operation not permitted.*limit/i,
     hint: 'this machine lacks CAP_SYS_RESOURCE: create the container with --ulimit nofile=1024:1024 --ulimit nproc=4096:4096',
+  },
+  {
+    pattern: /the image of this process's GPU memory .* is not in/i,
+    hint: 'its image is missing or is of another dump: bring back the cudapool-*.img of that checkpoint, or take a new one',
+  },
+  {
+    pattern: /the image cannot be written|No space left on device/i,
+    hint: 'the file system of the checkpoint is full (df -h); the application runs on',
+  },
+  {
+    pattern: /cudapool-[0-9a-f]{32}\.img/,
+    hint: 'what is wrong with an image: cudapool image verify FILE; without it the checkpoint cannot be restored',
+  },
+  {
+    pattern: /not enough GPU memory/i,
+    hint: 'end what else uses the GPU (nvidia-smi), then restore again',
   },
   {
     pattern: /out of memory|OUT_OF_MEMORY|\b2 \(CUDA_ERROR/i,

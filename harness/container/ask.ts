@@ -19,6 +19,11 @@ const Answer = v.object({
   context: v.optional(v.string()),
   copies: v.optional(v.boolean()),
   first_call_us: v.optional(v.number()),
+  steps: v.optional(v.number()),
+  wrong: v.optional(v.number()),
+  tokens: v.optional(v.pipe(v.string(), v.regex(/^[0-9a-f]{16}$/))),
+  step_ms: v.optional(v.number()),
+  gpu_bytes: v.optional(v.number()),
   answer_us: v.number(),
   error: v.optional(v.string()),
 });
@@ -83,11 +88,15 @@ export async function ask(dir: string, options: AskOptions = {}): Promise<Answer
   try {
     const answers = await gather(dir, nonce, started, options);
     const wall_ms = performance.now() - started;
-    const failed = answers.find((answer) => answer.error !== undefined);
-    if (failed === undefined) return { answers, wall_ms };
-    throw new CudapoolError('ERR_CUDAPOOL_ANSWER', `process ${failed.index} of the workload: ${failed.error}`, {
-      details: { answers },
-    });
+    for (const { index, error, wrong, steps } of answers) {
+      const what =
+        error ?? (wrong ? `${wrong} of ${steps} steps had a wrong result: its memory is corrupt` : undefined);
+      if (what === undefined) continue;
+      throw new CudapoolError('ERR_CUDAPOOL_ANSWER', `process ${index} of the workload: ${what}`, {
+        details: { answers },
+      });
+    }
+    return { answers, wall_ms };
   } finally {
     rmSync(question, { force: true });
   }
@@ -120,14 +129,30 @@ export function forgetAnswers(dir: string, processes = 1): void {
   for (let i = 0; i < processes; i++) rmSync(answerFile(dir, i), { force: true });
 }
 
-/** The checksum that memory filled with `seed` must have. Computed on the host: for some MiB, not for GiB. */
-export function expectedChecksum(words: number, seed: number): string {
+const FILL_FACTOR = 2654435761;
+const PIECE_FACTOR = 2654435769;
+
+export interface Filling {
+  /** Default 1. */
+  readonly pieces?: number | undefined;
+  /** Words that are not zero; default: all. */
+  readonly filled?: number | undefined;
+}
+
+/** The checksum that gpu_app's memory filled with `seed` must have. Computed on the host: for some MiB, not for GiB. */
+export function expectedChecksum(words: number, seed: number, { pieces = 1, filled = words }: Filling = {}): string {
   let sum = 0n;
-  for (let i = 0; i < words; i++) {
-    const word = (Math.imul(i, 2654435761) ^ seed ^ i) >>> 0;
-    // word * (2i + 1), in two parts that doubles hold exactly
-    const weight = 2 * i + 1;
-    sum += (BigInt((word >>> 16) * weight) << 16n) + BigInt((word & 0xffff) * weight);
+  for (let p = 0; p < pieces; p++) {
+    const pieceSeed = seed + Math.imul(p, PIECE_FACTOR);
+    let ofPiece = 0n;
+    for (let i = 0; i < words / pieces; i++) {
+      const content = i < filled / pieces ? Math.imul(i, FILL_FACTOR) ^ pieceSeed : 0;
+      const word = (content ^ i) >>> 0;
+      // word * (2i + 1), in two parts that doubles hold exactly
+      const weight = 2 * i + 1;
+      ofPiece += (BigInt((word >>> 16) * weight) << 16n) + BigInt((word & 0xffff) * weight);
+    }
+    sum += ofPiece * BigInt(2 * p + 1);
   }
   return BigInt.asUintN(64, sum).toString(16).padStart(16, '0');
 }

@@ -6,6 +6,7 @@ import { colour, print, printJson, say, warn } from '../output.ts';
 import type { ActionResult } from './actions.ts';
 import { messageOf } from './criu-log.ts';
 import type { PluginOptions } from './environment.ts';
+import { recordLine } from './images.ts';
 
 export interface SharedFlags {
   criu?: string;
@@ -14,6 +15,8 @@ export interface SharedFlags {
   parallel?: boolean;
   streams?: number;
   chunkMb?: number;
+  hot?: string;
+  sync?: boolean;
   podmanArg: string[];
   runtime?: string;
   printStats?: boolean;
@@ -42,6 +45,11 @@ export function sharedOptions(command: Command): Command {
     .option('--no-parallel', 'restore them one after another')
     .option('--streams <n>', 'CRIU_CUDA_STREAMS', number(0, 64))
     .option('--chunk-mb <n>', 'CRIU_CUDA_CHUNK_MB', number(0, 1024))
+    .addOption(
+      new Option('--hot <how>', 'CUDAPOOL_HOT: how GPU memory that stayed on the GPU comes back').choices([
+        ...['auto', 'move', 'copy', 'off'],
+      ]),
+    )
     .option('--runtime <name>', "podman's OCI runtime; runc where crun was built without CRIU")
     .option(
       '--podman-arg <arg>',
@@ -65,6 +73,8 @@ export const pluginOptionsOf = (flags: SharedFlags): PluginOptions & { criu?: st
     parallel: flags.parallel,
     streams: flags.streams,
     chunkMb: flags.chunkMb,
+    hot: flags.hot,
+    sync: flags.sync,
     ...(criu !== undefined && { criu }),
     timeoutMs: flags.timeout * 1000,
   };
@@ -97,6 +107,7 @@ export function report(result: ActionResult, flags: SharedFlags): void {
   } else if (shim?.state === 'lost') {
     warn(`the shim of this container, ${shim.library}, is gone`, shim.hint);
   }
+  for (const record of result.memory) say(recordLine(record));
   say(
     `${result.action === 'restore' ? 'restored' : 'checkpointed'} ${result.container.name} in ` +
       `${(result.wall_ms / 1000).toFixed(3)} s (${result.path}: ${messageOf(result.why)})`,
@@ -106,10 +117,17 @@ export function report(result: ActionResult, flags: SharedFlags): void {
   else print(result.container.id);
 }
 
-/** podman's options that are passed on as they are: the flags that were given, by commander's names. */
-export function passedOn(given: Readonly<Record<string, unknown>>, names: readonly string[]): string[] {
-  return names.filter((name) => {
-    const key = name.slice(2).replace(/-(\w)/g, (_dash, letter: string) => letter.toUpperCase());
-    return given[key] === true;
-  });
+/** Options of podman that are passed on as they are: each flag, its short form, and what it does. */
+export type PodmanFlags = readonly { readonly flag: string; readonly short?: string; readonly text: string }[];
+
+export function podmanFlags(command: Command, flags: PodmanFlags): Command {
+  for (const { flag, short, text } of flags) command.option(short === undefined ? flag : `${short}, ${flag}`, text);
+  return command;
+}
+
+/** Those that were given, by commander's names. */
+export function passedOn(given: Readonly<Record<string, unknown>>, flags: PodmanFlags): string[] {
+  return flags
+    .map(({ flag }) => flag)
+    .filter((flag) => given[flag.slice(2).replace(/-(\w)/g, (_dash, letter: string) => letter.toUpperCase())] === true);
 }

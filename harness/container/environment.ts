@@ -11,6 +11,10 @@ export interface PluginOptions {
   readonly parallel?: boolean | undefined;
   readonly streams?: number | undefined;
   readonly chunkMb?: number | undefined;
+  /** CUDAPOOL_HOT. */
+  readonly hot?: string | undefined;
+  /** CUDAPOOL_SYNC. */
+  readonly sync?: boolean | undefined;
   /** Comes last: wins over everything. */
   readonly env?: Readonly<Record<string, string>> | undefined;
 }
@@ -32,10 +36,12 @@ export function pluginEnvironment(criu: CriuChoice, options: PluginOptions): Rec
   }
   result.CRIU_LIBS_DIR = criu.plugins;
   if (result.CUDAPOOL_DAEMON === undefined && existsSync(built.cudapoold)) result.CUDAPOOL_DAEMON = built.cudapoold;
-  const { parallel, streams, chunkMb, env } = options;
+  const { parallel, streams, chunkMb, hot, sync, env } = options;
   if (parallel !== undefined) result.CRIU_CUDA_PARALLEL_RESTORE = parallel ? '1' : '0';
   if (streams !== undefined) result.CRIU_CUDA_STREAMS = String(streams);
   if (chunkMb !== undefined) result.CRIU_CUDA_CHUNK_MB = String(chunkMb);
+  if (hot !== undefined) result.CUDAPOOL_HOT = hot;
+  if (sync !== undefined) result.CUDAPOOL_SYNC = sync ? '1' : '0';
   result.CRIU_CUDA_CONTEXT_POOL = wantsPool(options) ? '1' : '0';
   return { ...result, ...env };
 }

@@ -13,8 +13,10 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { PRETEND_GPU } from '../adapters/criu.ts';
 import { type PoolPlace, poolState, stopPool } from '../adapters/cudapoold.ts';
-import { exec, tidyUp } from '../adapters/exec.ts';
+import { exec, lastLines, tidyUp } from '../adapters/exec.ts';
 import { inspectContainer, type PodmanPlace, podman } from '../adapters/podman.ts';
 import { unfitError } from '../errors.ts';
 import { built } from '../paths.ts';
@@ -28,7 +30,8 @@ import {
 import { type Answers, type AskOptions, ask, forgetAnswers } from './ask.ts';
 import { type CriuChoice, chooseCriu } from './criu-tree.ts';
 import { type OwnPool, startOwnPool } from './pool-process.ts';
-import { canRaiseLimits, DRIVER_DIR, driverDevices, driverLibraries, makeRootfs } from './rootfs.ts';
+import { type Prepared, type Program, prepareProgram, sameProgram } from './programs.ts';
+import { canRaiseLimits, DRIVER_DIR, driverDevices } from './rootfs.ts';
 import { installShim, podmanArguments, shimDir } from './shim.ts';
 
 export interface LabOptions {
@@ -38,13 +41,29 @@ export interface LabOptions {
   readonly criu?: string;
   /** For the driver, the pool, CRIU and the workloads alike: a cost model, faults. */
   readonly env?: Readonly<Record<string, string>>;
+  /** Where checkpoints are kept; default: below /tmp, as all of it. A memory file system, for instance. */
+  readonly storage?: string | undefined;
   /** Put first in CRIU's PATH, before the software driver's cuda-checkpoint: the drop-in's folder. */
   readonly pathDirs?: readonly string[];
 }
 
 export interface WorkloadOptions {
+  /** Default: gpu_app. What follows from `memoryMib` to `seed` is for that alone. */
+  readonly program?: Program;
   /** GPU memory of each process; 0: an empty context. */
   readonly memoryMib?: number;
+  /** Of that, not zero; default: all. */
+  readonly filledMib?: number;
+  /** Allocations that make it up; default 1. */
+  readonly pieces?: number;
+  /** How it is allocated; default: by cuMemAlloc. */
+  readonly kind?: 'alloc' | 'map' | 'ordered' | 'managed';
+  /** Devices that it is spread over; default 1. */
+  readonly devices?: number;
+  /** Work is in flight all the time. */
+  readonly busy?: boolean;
+  /** Frees and allocates between answers. */
+  readonly replace?: boolean;
   readonly processes?: number;
   /** ask: no CUDA before the first question. */
   readonly when?: 'start' | 'ask';
@@ -57,6 +76,8 @@ export interface WorkloadOptions {
   readonly image?: boolean;
   /** Further options of `podman run`. */
   readonly podmanOptions?: readonly string[];
+  /** How long it may take to become ready. */
+  readonly readyMs?: number;
 }
 
 /** A workload in a container. */
@@ -103,10 +124,11 @@ export interface Lab {
   dispose(): Promise<void>;
 }
 
+const GPU_APP: Program = { kind: 'gpu_app' };
 const IMAGE = 'localhost/cudapool-lab';
 const READY_MS = 60_000;
-/** CRIU's fault that enables the CUDA plugin on a machine without /proc/driver/nvidia. */
-const FORCE_PLUGIN = '138';
+/** A container that has ended will not become ready; it is looked at so often. */
+const LOOK_MS = 500;
 
 function gpuPresent(): boolean {
   try {
@@ -128,7 +150,7 @@ function chooseDriver(asked: LabOptions['driver'] = 'auto'): 'gpu' | 'software' 
 }
 
 /** Locks, events and defaults of podman in the lab itself, so that no container of the user's is touched or waited for. */
-function podmanPlace(dir: string): PodmanPlace {
+function podmanPlace(dir: string, storage: string): PodmanPlace {
   const conf = join(dir, 'containers.conf');
   const limits = canRaiseLimits() ? [] : ['default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]'];
   const lines = [
@@ -142,7 +164,7 @@ function podmanPlace(dir: string): PodmanPlace {
   writeFileSync(conf, `${lines.join('\n')}\n`);
   return {
     globals: [
-      `--root=${join(dir, 'root')}`,
+      `--root=${join(storage, 'root')}`,
       `--runroot=${join(dir, 'runroot')}`,
       `--tmpdir=${join(dir, 'tmp')}`,
       '--storage-driver=vfs',
@@ -158,7 +180,8 @@ export async function makeLab(options: LabOptions = {}): Promise<Lab> {
   const socket = join(dir, 'pool', 's');
   const devices = join(dir, 'softcuda');
   for (const each of [dirname(socket), devices]) mkdirSync(each, { recursive: true });
-  const place = podmanPlace(dir);
+  const storage = options.storage === undefined ? dir : mkdtempSync(join(options.storage, 'cudapool-lab-'));
+  const place = podmanPlace(dir, storage);
   writeFileSync(join(dir, 'cudapool.conf'), '');
 
   const env: Record<string, string> = {
@@ -167,7 +190,7 @@ export async function makeLab(options: LabOptions = {}): Promise<Lab> {
     CUDAPOOL_DAEMON: built.cudapoold,
     CUDAPOOL_STATE_DIR: join(dir, 'state'),
     ...(driver === 'software' && {
-      CRIU_FAULT: FORCE_PLUGIN,
+      ...PRETEND_GPU,
       LD_LIBRARY_PATH: built.softcudaLib,
       SOFTCUDA_DIR: devices,
     }),
@@ -180,30 +203,33 @@ export async function makeLab(options: LabOptions = {}): Promise<Lab> {
   }
   const pathDirs = [...(options.pathDirs ?? []), ...(driver === 'software' ? [built.softcudaBin] : [])];
   const poolPlace = (): PoolPlace => ({ daemon: built.cudapoold, socket, env });
-  const program = join(built.workloads, 'gpu_app');
   const shimFolder = shimDir(env);
 
   let own: OwnPool | undefined;
   let image: string | undefined;
-  let rootfs: { dir: string; program: string } | undefined;
+  const prepared: { readonly program: Program; readonly prepared: Prepared }[] = [];
 
-  /** Made once, for every container of the lab: a container's own files are none. */
-  async function sharedRootfs(): Promise<{ dir: string; program: string }> {
-    if (rootfs !== undefined) return rootfs;
-    const at = join(dir, 'rootfs');
-    const inside = await makeRootfs({
-      dir: at,
-      program,
+  /** Made once, for every container with this program: a container's own files are none. */
+  async function prepare(program: Program): Promise<Prepared> {
+    const known = prepared.find((each) => sameProgram(each.program, program));
+    if (known !== undefined) return known.prepared;
+    const made = await prepareProgram(program, {
+      dir: join(dir, program.kind === 'python' ? 'rootfs-python' : `rootfs-${prepared.length}`),
+      driver,
       loadsLater: [built.shim, join(built.softcudaLib, 'libcuda.so.1')].filter((file) => existsSync(file)),
-      driver: driver === 'gpu' ? await driverLibraries() : [],
     });
-    rootfs = { dir: at, program: inside };
-    return rootfs;
+    prepared.push({ program, prepared: made });
+    return made;
   }
 
-  const arguments_ = (at: string, o: WorkloadOptions): string[] => [
-    `--dir=${at}`,
+  const memoryArguments = (o: WorkloadOptions): string[] => [
     `--memory=${o.memoryMib ?? 0}`,
+    `--filled=${o.filledMib ?? o.memoryMib ?? 0}`,
+    `--pieces=${o.pieces ?? 1}`,
+    `--kind=${o.kind ?? 'alloc'}`,
+    `--devices=${o.devices ?? 1}`,
+    ...(o.busy === true ? ['--busy'] : []),
+    ...(o.replace === true ? ['--replace'] : []),
     `--processes=${o.processes ?? 1}`,
     `--when=${o.when ?? 'start'}`,
     `--api=${o.api ?? 'primary'}`,
@@ -218,9 +244,9 @@ export async function makeLab(options: LabOptions = {}): Promise<Lab> {
   /** The same as an image. */
   async function sharedImage(): Promise<string> {
     if (image !== undefined) return image;
-    const fs = await sharedRootfs();
+    const { rootfs } = await prepare(GPU_APP);
     const archive = join(dir, 'rootfs.tar');
-    await exec('tar', ['--create', '--file', archive, '--directory', fs.dir, '.'], { timeoutMs: 120_000 });
+    await exec('tar', ['--create', '--file', archive, '--directory', rootfs, '.'], { timeoutMs: 120_000 });
     await podman(place, ['import', '--quiet', archive, IMAGE], { timeoutMs: 120_000 });
     rmSync(archive);
     image = IMAGE;
@@ -231,7 +257,8 @@ export async function makeLab(options: LabOptions = {}): Promise<Lab> {
     const name = `cudapool-${randomBytes(5).toString('hex')}`;
     const at = join(dir, 'work', name);
     mkdirSync(at, { recursive: true });
-    const fs = await sharedRootfs();
+    const program = o.program ?? GPU_APP;
+    const how = await prepare(program);
     const shim =
       o.shim === undefined || o.shim === false
         ? undefined
@@ -258,39 +285,44 @@ export async function makeLab(options: LabOptions = {}): Promise<Lab> {
         await podman(place, ['wait', name], { timeoutMs: 30_000 });
       },
     };
-    const extra = Object.entries(o.env ?? {}).map(([key, value]) => `--env=${key}=${value}`);
+    const extra = Object.entries({ ...how.env, ...o.env }).map(([key, value]) => `--env=${key}=${value}`);
     await podman(place, [
       ...['run', '--detach', '--name', name, '--network=none', `--volume=${at}:${at}`],
       ...needs,
       ...gpu,
       ...extra,
+      ...how.options,
       ...(o.podmanOptions ?? []),
-      ...(o.image === true ? [await sharedImage()] : ['--rootfs', fs.dir]),
-      ...[fs.program, ...arguments_(at, o)],
+      ...(o.image === true ? [await sharedImage()] : ['--rootfs', how.rootfs]),
+      ...[...how.command, '--dir', at],
+      ...(program.kind === 'gpu_app' ? memoryArguments(o) : []),
     ]);
     await ready(workload, o, async () => {
       const { stdout, stderr } = await podman(place, ['logs', name], { readOnly: true, reject: false });
-      return `${stdout}${stderr}`;
+      return `${stdout}\n${stderr}`; // what each ended with is a line of its own
     });
     return workload;
   }
 
   /** READY is in its output before it is asked: a workload that is not to use CUDA yet must not be. */
   async function ready(workload: Workload, o: WorkloadOptions, output: () => Promise<string>): Promise<void> {
-    const deadline = performance.now() + READY_MS;
-    for (;;) {
-      const text = await output();
-      if (/^READY$/m.test(text)) break;
-      if (/^gpu_app: /m.test(text) || performance.now() > deadline) {
+    const limit = o.readyMs ?? READY_MS;
+    const started = performance.now();
+    for (let looks = 0; ; ) {
+      const now = performance.now() - started;
+      if (/^READY$/m.test(await output())) break;
+      const look = now > looks * LOOK_MS;
+      if (look) looks++;
+      if ((look && (await workload.pid()) === 0) || now > limit) {
         throw unfitError(
           'ERR_CUDAPOOL_WORKLOAD',
-          `the workload does not start: ${text.trim() || 'no word from it'}`,
+          `the workload does not start: ${lastLines(await output(), 8).join('\n') || 'no word from it'}`,
           'cudapool check',
         );
       }
-      await new Promise((resolve) => setTimeout(resolve, 5));
+      await sleep(Math.min(LOOK_MS / 2, 5 + now / 50)); // what starts slowly is looked at less often: each look is a podman
     }
-    if (o.when !== 'ask') await workload.ask({ timeoutMs: READY_MS });
+    if (o.when !== 'ask') await workload.ask({ timeoutMs: limit });
   }
 
   const action = (o: LabAction) => ({
@@ -306,7 +338,7 @@ export async function makeLab(options: LabOptions = {}): Promise<Lab> {
     for (const entry of readdirSync('/proc').filter((name) => /^\d+$/.test(name) && Number(name) !== process.pid)) {
       try {
         const text = ['cmdline', 'environ'].map((file) => readFileSync(`/proc/${entry}/${file}`, 'latin1')).join('\0');
-        if (text.includes(dir)) process.kill(Number(entry), 'SIGKILL');
+        if (text.includes(dir) || text.includes(storage)) process.kill(Number(entry), 'SIGKILL');
       } catch {
         // it has ended meanwhile
       }
@@ -325,10 +357,10 @@ export async function makeLab(options: LabOptions = {}): Promise<Lab> {
     killStragglers();
     const mounted = [...readFileSync('/proc/self/mountinfo', 'utf8').matchAll(/^(?:\S+ ){4}(\S+)/gm)]
       .map(([, target]) => target ?? '')
-      .filter((target) => target.startsWith(`${dir}/`));
+      .filter((target) => target.startsWith(`${dir}/`) || target.startsWith(`${storage}/`));
     for (const target of mounted.reverse())
       await exec('umount', ['--lazy', target], { timeoutMs: 10_000, reject: false });
-    rmSync(dir, { recursive: true, force: true });
+    for (const each of [storage, dir]) rmSync(each, { recursive: true, force: true });
   }
 
   return {

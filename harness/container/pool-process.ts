@@ -9,8 +9,8 @@ import { cancelSignal, interrupted, lastLines } from '../adapters/exec.ts';
 import { CudapoolError } from '../errors.ts';
 
 const START_MS = 20_000;
-/** A pool that was started for one restore ends by itself. */
-const IDLE_S = 600;
+/** A pool that was started for one restore ends by itself; as one that the plugin starts (CUDAPOOL_SPAWN_IDLE_S in wire/spawn.h). */
+export const IDLE_S = 600;
 
 /** Starts a pool if there is none. */
 export async function ensurePool(place: PoolPlace): Promise<void> {

@@ -7,8 +7,8 @@ import { unfitError } from '../errors.ts';
 
 /** Where a container's program lies. */
 export const PROGRAM_DIR = '/app';
-/** Where the NVIDIA driver's libraries are copied to. */
-export const DRIVER_DIR = '/usr/lib/nvidia';
+/** Where the NVIDIA driver's libraries are copied to; not below /usr, which may be mounted from this machine. */
+export const DRIVER_DIR = '/opt/nvidia';
 
 /** The libraries that the loader would load for these files, as absolute paths. */
 export async function neededLibraries(files: readonly string[]): Promise<string[]> {
@@ -34,7 +34,7 @@ export async function neededLibraries(files: readonly string[]): Promise<string[
 
 /** The NVIDIA driver's user-space libraries of this machine that CUDA loads, as absolute paths; none: no driver. */
 export async function driverLibraries(): Promise<string[]> {
-  const wanted = /^lib(cuda|nvidia-ptxjitcompiler|nvidia-nvvm|nvidia-gpucomp|nvidia-tileiras)\S*\.so\.\d+$/;
+  const wanted = /^lib(cuda|nvidia-ml|nvidia-ptxjitcompiler|nvidia-nvvm|nvidia-gpucomp|nvidia-tileiras)\S*\.so\.\d+$/;
   const { stdout } = await look('ldconfig', ['-p'], { reject: false });
   const listed = [...stdout.matchAll(/^\s*(\S+) \([^)]*x86-64[^)]*\) => (\S+)$/gm)]
     .filter(([, name]) => wanted.test(name ?? ''))
@@ -68,22 +68,20 @@ function copy(from: string, to: string): void {
 export interface RootfsOptions {
   /** An empty or missing folder. */
   readonly dir: string;
-  /** Lands in PROGRAM_DIR. */
-  readonly program: string;
+  /** Lands in PROGRAM_DIR; absent: none is needed. */
+  readonly program?: string;
   /** Libraries that will be mounted and loaded at run time: what they need is copied, they are not. */
   readonly loadsLater?: readonly string[];
   /** Copied to DRIVER_DIR under their own names. */
   readonly driver?: readonly string[];
 }
 
-/** Returns the program's path in the container. */
-export async function makeRootfs({ dir, program, loadsLater = [], driver = [] }: RootfsOptions): Promise<string> {
+export async function makeRootfs({ dir, program, loadsLater = [], driver = [] }: RootfsOptions): Promise<void> {
   for (const name of ['dev', 'etc', 'proc', 'run', 'sys', 'tmp']) mkdirSync(join(dir, name), { recursive: true });
-  const inside = join(PROGRAM_DIR, basename(program));
-  copy(program, join(dir, inside));
-  for (const library of await neededLibraries([program, ...loadsLater, ...driver])) copy(library, join(dir, library));
   for (const library of driver) copy(library, join(dir, DRIVER_DIR, basename(library)));
-  return inside;
+  if (program === undefined) return; // whatever runs in it brings its libraries along
+  copy(program, join(dir, PROGRAM_DIR, basename(program)));
+  for (const library of await neededLibraries([program, ...loadsLater, ...driver])) copy(library, join(dir, library));
 }
 
 /** CAP_SYS_RESOURCE: without it a container's limits cannot be raised to podman's defaults. */

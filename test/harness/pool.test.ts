@@ -4,6 +4,7 @@ import { cpSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { exec } from '../../harness/adapters/exec.ts';
+import { IDLE_S } from '../../harness/container/pool-process.ts';
 import { flatten } from '../../harness/status.ts';
 import { cudapool, inRoot, isRoot, skipUnless, softCuda, startPool, tempDir } from '../support/index.ts';
 
@@ -125,6 +126,11 @@ t.test('options', async (t) => {
   t.equal(wrong.exitCode, 1);
   t.match(wrong.stderr, /CUDAPOOL_THREADS.*1 to 64/);
   t.match(wrong.stderr, /hint:/);
+});
+
+t.test('a pool that was started on demand ends after the same time, whoever started it', async (t) => {
+  const [, plugins] = /CUDAPOOL_SPAWN_IDLE_S (\d+)/.exec(readFileSync(inRoot('wire', 'spawn.h'), 'utf8')) ?? [];
+  t.equal(IDLE_S, Number(plugins));
 });
 
 t.test('docs/options.md is up to date', async (t) => {

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: MIT
+// Restores of processes with more and more GPU memory, each way; and of one that has reserved more than it has filled.
+import { linearRegression } from 'simple-statistics';
+import { CYCLE_METRICS, type Kind, kindVariants, makeCycle, memoryStorage } from '../cycle.ts';
+import type { Experiment } from '../experiment.ts';
+import { checkAnswers } from '../processes.ts';
+import { type Observations, samples, type Target } from '../record.ts';
+import { summarize } from '../stats.ts';
+import type { Suite, SuiteOptions } from '../suite.ts';
+
+const KINDS: readonly Kind[] = ['stock', 'hot-move', 'hot-copy', 'staged'];
+const GPU_GIB = [1, 8, 32];
+/** What fits into a test machine's memory. */
+const SOFTWARE_GIB = [1 / 32, 1 / 8, 1 / 2];
+/** The size that the targets are about. */
+const TARGET_GIB = 32;
+const MIB = 1024;
+const SEED = 1;
+const READY_MS = 120_000;
+
+const gibOf = ({ bed, gib }: SuiteOptions): readonly number[] => gib ?? (bed.driver === 'gpu' ? GPU_GIB : SOFTWARE_GIB);
+const nameOf = (gib: number): string => (gib >= 1 ? `${gib}gib` : `${Math.round(gib * MIB)}mib`);
+
+/** One allocation for each GiB: as applications do, and so that the next park can copy one after another. */
+const piecesOf = (gib: number): number => Math.max(1, Math.round(gib));
+
+function experiment(options: SuiteOptions, gib: number, medians: Map<number, number>, last: boolean): Experiment {
+  const memoryMib = Math.round(gib * MIB);
+  const pieces = piecesOf(gib);
+  const storage = memoryStorage((2.2 * gib + 0.25) * 2 ** 30);
+  const cycle = makeCycle({
+    bed: options.bed,
+    storage,
+    stockOnce: gib > 8,
+    workload: { memoryMib, pieces, seed: SEED, readyMs: READY_MS },
+    check: (answers, before) => checkAnswers({ memoryMib, pieces, seed: SEED }, answers, before),
+  });
+  const ofStock = (variant: Kind, max: number): Target => ({
+    kind: 'ratio',
+    what: `${variant} restore of ${nameOf(gib)}, of stock`,
+    metric: 'restore_ms',
+    variant,
+    baseline: 'stock',
+    max,
+  });
+  const targets: Target[] = [
+    ...(gib === TARGET_GIB ? [ofStock('hot-move', 1 / 20), ofStock('staged', 1 / 10)] : []),
+    ...(last
+      ? [{ kind: 'fact', what: 'growth of hot-move, ms per GiB', fact: 'growth_ms_per_gib', max: 5 } as const]
+      : []),
+  ];
+  return {
+    suite: 'sizes',
+    case: nameOf(gib),
+    title: `A process with ${gib} GiB of GPU memory: podman's checkpoint and restore, to its first right answer.`,
+    setup: { memory_mib: memoryMib, pieces, storage: storage ?? 'disk' },
+    variants: kindVariants(KINDS),
+    metrics: CYCLE_METRICS,
+    targets,
+    prepare: (variant) => cycle.prepare(variant as Kind),
+    run: (variant) => cycle.run(variant as Kind),
+    facts: (seen) => growth(seen, gib, medians),
+    finish: () => cycle.leave(),
+  };
+}
+
+/** A straight line through the medians of all sizes so far. */
+function growth(seen: Observations, gib: number, medians: Map<number, number>): Record<string, number> {
+  const moved = samples(seen, 'restore_ms', 'hot-move');
+  if (moved.length > 0) medians.set(gib, summarize(moved).median);
+  return medians.size < 2 ? {} : { growth_ms_per_gib: linearRegression([...medians].map(([x, y]) => [x, y])).m };
+}
+
+export const sizesSuite: Suite = {
+  name: 'sizes',
+  summary: 'podman restores of 1, 8 and 32 GiB (--gib): stock, hot-move, hot-copy and staged; growth per GiB',
+  runs: 3,
+  warmup: 0,
+  seconds: 420,
+  experiments: (options) => {
+    const list = gibOf(options);
+    const medians = new Map<number, number>();
+    return list.map((gib, i) => experiment(options, gib, medians, list.length > 1 && i === list.length - 1));
+  },
+};
+
+/** What `cudapool demo` shows: one size, in the guide's words. */
+export const demoSuite: Suite = {
+  name: 'demo',
+  summary: 'a process with GPU memory: checkpointed and restored without the pool and with it',
+  runs: 3,
+  warmup: 0,
+  seconds: 120,
+  experiments: (options) => {
+    const gib = (options.memoryMib ?? (options.bed.driver === 'gpu' ? 4096 : 256)) / MIB;
+    const labels: Readonly<Record<string, string>> = {
+      stock: 'Without context pool',
+      'hot-move': 'With pool, kept hot',
+      staged: 'With pool, from image',
+    };
+    const variants = Object.entries(labels).map(([name, label]) => ({ name, label }));
+    return [{ ...experiment(options, gib, new Map(), false), suite: 'demo', variants, targets: [] }];
+  },
+};
+
+const RESERVED = {
+  gpu: { allocatedMib: 100 * MIB, filledMib: 40 * MIB },
+  softcuda: { allocatedMib: 1000, filledMib: 400 },
+};
+
+/** An engine that reserves its cache: most of it is zero. Stock would take minutes. */
+function reserved({ bed }: SuiteOptions): Experiment {
+  const { allocatedMib: memoryMib, filledMib } = RESERVED[bed.driver];
+  const pieces = 50;
+  const storage = memoryStorage((filledMib / MIB + 1) * 1.1 * 2 ** 30);
+  const cycle = makeCycle({
+    bed,
+    storage,
+    workload: { memoryMib, filledMib, pieces, seed: SEED, readyMs: READY_MS },
+    check: (answers, before) => checkAnswers({ memoryMib, filledMib, pieces, seed: SEED }, answers, before),
+  });
+  return {
+    suite: 'reserve',
+    case: `${memoryMib}mib`,
+    title: `${memoryMib} MiB allocated, ${filledMib} MiB of it not zero: podman's checkpoint and hot restore.`,
+    setup: { memory_mib: memoryMib, filled_mib: filledMib, pieces, storage: storage ?? 'disk' },
+    variants: kindVariants(['hot-move']),
+    metrics: CYCLE_METRICS,
+    targets: [
+      { kind: 'at_most', what: 'hot restore, ms', metric: 'restore_ms', variant: 'hot-move', max: 1500 },
+      {
+        kind: 'at_most',
+        what: 'its image, MiB',
+        metric: 'image_mib',
+        variant: 'hot-move',
+        max: filledMib * 1.01, // tables and header
+      },
+    ],
+    prepare: (variant) => cycle.prepare(variant as Kind),
+    run: (variant) => cycle.run(variant as Kind),
+    finish: () => cycle.leave(),
+  };
+}
+
+export const reserveSuite: Suite = {
+  name: 'reserve',
+  summary: '100 GiB allocated, 40 GiB of it not zero: hot restore, and the size of its image',
+  runs: 3,
+  warmup: 0,
+  seconds: 90,
+  experiments: (options) => [reserved(options)],
+};

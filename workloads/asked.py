@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: MIT
+"""The workload's side of protocol.h for Python: seeing a question, writing the answer; and a loop that has work in flight."""
+
+import argparse
+import collections
+import hashlib
+import json
+import os
+import signal
+import statistics
+import sys
+import time
+
+POLL_S = 0.0005  # WORKLOAD_POLL_NS
+LEAD = 2  # steps that are in flight at any moment
+
+
+def digest_of(numbers):
+    """Sixteen hexadecimal digits for a list of whole numbers."""
+    text = ",".join(str(int(number)) for number in numbers)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Asked:
+    """Questions in a directory, answered once each."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.question = os.path.join(directory, "ask")
+        self.seen = None
+        self.nonce = None
+        self.counter = 0
+
+    def new(self):
+        """True if there is a question that was not answered yet."""
+        try:
+            found = os.stat(self.question)
+            if self.seen == (found.st_ino, found.st_mtime_ns):
+                return False
+            with open(self.question) as file:
+                words = file.read(128).split()
+        except FileNotFoundError:
+            return False
+        self.seen = (found.st_ino, found.st_mtime_ns)
+        if not words or words[0] == self.nonce:
+            return False
+        self.nonce = words[0]
+        self.began = time.time()
+        return True
+
+    def answer(self, **fields):
+        self.counter += 1
+        base = {"nonce": self.nonce, "index": 0, "pid": os.getpid(), "counter": self.counter}
+        took = {"answer_us": round((time.time() - self.began) * 1e6)}
+        path = os.path.join(self.directory, "answer")
+        with open(path + ".tmp", "w") as file:
+            file.write(json.dumps({**base, **fields, **took}) + "\n")
+        os.rename(path + ".tmp", path)
+
+
+def arguments(description):
+    """A parser with what every workload is told."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--dir", required=True, help="where it is asked and answers (workloads/protocol.h)")
+    return parser
+
+
+def ready():
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # the root of a container gets no default action
+    print("READY", flush=True)
+
+
+def serve(directory, program):
+    """
+    Runs `program` for ever, and answers questions in between. It has
+
+        epoch       number of steps after which its state is set back to where it began
+        submit(i)   begins step i of an epoch and returns at once, with something that is given to result()
+        result(it)  waits for that step and returns a whole number that depends on all that it computed
+        state()     a whole number that depends on the GPU memory that no step changes
+        gpu_bytes() GPU memory that the framework has allocated
+
+    What each step must give is found out before anything is checkpointed, twice, as a program that differs from itself shows
+    nothing. The clock of a restored process goes on where it stopped: steps are timed by the wall clock.
+    """
+    expected, again = ([program.result(program.submit(i)) for i in range(program.epoch)] for _ in range(2))
+    if expected != again:
+        sys.exit(f"{os.path.basename(sys.argv[0])}: two runs differ without any checkpoint")
+    asked = Asked(directory)
+    under_way = collections.deque()
+    steps = wrong = submitted = 0
+    times = []
+    ready()
+    last = time.time()
+    while True:
+        while len(under_way) < LEAD:
+            at = submitted % program.epoch
+            under_way.append((at, program.submit(at)))
+            submitted += 1
+        at, what = under_way.popleft()
+        wrong += program.result(what) != expected[at]
+        steps += 1
+        now = time.time()
+        times.append((now - last) * 1e3)
+        last = now
+        if not asked.new():
+            continue
+        asked.answer(
+            checksum=digest_of([program.state(), *expected]),
+            tokens=digest_of(expected),
+            steps=steps,
+            wrong=wrong,
+            step_ms=statistics.median(times),
+            gpu_bytes=program.gpu_bytes(),
+        )
+        times.clear()
+        last = time.time()

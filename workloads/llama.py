@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""
+A Llama with random weights, by PyTorch and transformers, that generates tokens all the time (--steady), or when it is asked: it
+answers with the first token, and with what decided on it, and generates the others then; any that differs is told in the next answer.
+"""
+
+import sys
+import time
+
+import asked
+
+parser = asked.arguments(__doc__)
+parser.add_argument("--layers", type=int, default=16, help="16 give 6.55 GiB on the GPU (default)")
+parser.add_argument("--tokens", type=int, default=8, help="that it generates at a time (default 8)")
+parser.add_argument("--steady", action="store_true", help="generate all the time, and tell what a step takes")
+options = parser.parse_args()
+
+import torch  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+
+PROMPT = 32
+
+
+class Llama:
+    """A step generates all the tokens; `epoch` is 1, as each begins with the same prompt."""
+
+    epoch = 1
+
+    def __init__(self):
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            hidden_size=4096,
+            intermediate_size=11008,
+            num_hidden_layers=options.layers,
+            num_attention_heads=32,
+            num_key_value_heads=32,
+            vocab_size=32000,
+        )
+        with torch.device("cuda"):
+            torch.set_default_dtype(torch.bfloat16)
+            self.model = LlamaForCausalLM(config).eval()
+        self.prompt = torch.arange(PROMPT, device="cuda").unsqueeze(0)
+
+    def tokens(self):
+        with torch.no_grad():
+            all_of_them = self.model.generate(
+                self.prompt, max_new_tokens=options.tokens, do_sample=False, pad_token_id=0
+            )
+        return all_of_them[0, -options.tokens :].tolist()
+
+    def first(self):
+        """The token after the prompt, and the logits that it was chosen by, bit for bit."""
+        with torch.no_grad():
+            logits = self.model(self.prompt, use_cache=False).logits[0, -1]
+        bits = logits.view(torch.int16).to(torch.int64)
+        return [int(logits.argmax()), int((bits * torch.arange(1, len(bits) + 1, device="cuda")).sum())]
+
+    def submit(self, _):
+        return self.tokens()
+
+    def result(self, tokens):
+        return int(asked.digest_of(tokens), 16)
+
+    def state(self):
+        return 0
+
+    def gpu_bytes(self):
+        return torch.cuda.memory_reserved()
+
+
+def when_asked(llama):
+    tokens, first = llama.tokens(), llama.first()
+    if (llama.tokens(), llama.first()) != (tokens, first):
+        sys.exit("llama.py: two runs differ without any checkpoint")
+    questions = asked.Asked(options.dir)
+    wrong = 0
+    asked.ready()
+    while True:
+        if questions.new():
+            began = time.time()
+            now = llama.first()
+            questions.answer(
+                checksum=asked.digest_of(now),
+                tokens=asked.digest_of(tokens),
+                steps=questions.counter + 1,
+                wrong=wrong + (now != first),
+                step_ms=(time.time() - began) * 1e3,
+                gpu_bytes=llama.gpu_bytes(),
+            )
+            wrong += llama.tokens() != tokens
+        time.sleep(asked.POLL_S)
+
+
+if __name__ == "__main__":
+    if not torch.cuda.is_available():
+        sys.exit("llama.py: PyTorch finds no GPU")
+    if options.steady:
+        asked.serve(options.dir, Llama())
+    else:
+        when_asked(Llama())
