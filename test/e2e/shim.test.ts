@@ -7,7 +7,7 @@ import { shimReport } from '../../harness/adapters/cudapoold.ts';
 import { inspectContainer, podman } from '../../harness/adapters/podman.ts';
 import { ask } from '../../harness/container/ask.ts';
 import type { Workload } from '../../harness/container/lab.ts';
-import { makeRootfs } from '../../harness/container/rootfs.ts';
+import { makeRootfs, PROGRAM_DIR } from '../../harness/container/rootfs.ts';
 import { built } from '../../harness/paths.ts';
 import { cudapool, unique, until } from '../support/index.ts';
 import { labFor, verify } from './support.ts';
@@ -90,12 +90,12 @@ t.test('a container that `cudapool run` has started', async (t) => {
   const [name, dir, rootfs] = [unique('run'), join(lab.dir, 'asked'), join(lab.dir, 'own-rootfs')];
   mkdirSync(dir);
   const loadsLater = [built.shim, join(built.softcudaLib, 'libcuda.so.1')];
-  const program = await makeRootfs({ dir: rootfs, program: join(built.workloads, 'gpu_app'), loadsLater });
+  await makeRootfs({ dir: rootfs, program: join(built.workloads, 'gpu_app'), loadsLater });
   const start = ['run', '--detach', '--name', name, '--network=none', `--volume=${dir}:${dir}`, '--rootfs', rootfs];
   const ran = await cudapool(
     [
       ...['run', '--software-driver', join(lab.dir, 'softcuda'), '--', 'podman', ...lab.podman.globals, ...start],
-      ...[program, `--dir=${dir}`, '--memory=1', '--when=ask', '--seed=1'],
+      ...[join(PROGRAM_DIR, 'gpu_app'), `--dir=${dir}`, '--memory=1', '--when=ask', '--seed=1'],
     ],
     { env: { ...lab.podman.env, ...lab.env } },
   );

@@ -1,9 +1,15 @@
 // SPDX-License-Identifier: MIT
 // What the end-to-end tests share: a lab that goes away with the test, and answers that must be right.
 import { readdirSync, readlinkSync } from 'node:fs';
+import { join } from 'node:path';
 import type { Test } from 'tap';
+import { exec } from '../../harness/adapters/exec.ts';
+import type { ActionResult } from '../../harness/container/actions.ts';
 import { type Answer, type Answers, expectedChecksum } from '../../harness/container/ask.ts';
-import { type Lab, type LabOptions, makeLab, type Workload } from '../../harness/container/lab.ts';
+import { type Lab, type LabOptions, makeLab, type Workload, type WorkloadOptions } from '../../harness/container/lab.ts';
+import { poolReport } from '../../harness/container/pool-process.ts';
+import { type Park, parksOf } from '../../harness/container/records.ts';
+import { buildSnippets } from '../support/index.ts';
 
 export const WORDS_PER_MIB = 1 << 18;
 
@@ -14,23 +20,49 @@ export async function labFor(t: Test, options: LabOptions = {}): Promise<Lab> {
   return lab;
 }
 
+/** What a workload was started with; a bare number: its memoryMib. */
+export type Shape = Pick<WorkloadOptions, 'memoryMib' | 'filledMib' | 'pieces' | 'seed'>;
+
 /** Asks every process, and checks that each has kept the memory that it was started with. */
-export async function verify(t: Test, workload: Workload, memoryMib: number, message: string): Promise<Answers> {
-  const asked = await workload.ask();
+export async function verify(t: Test, workload: Workload, shape: Shape | number, message: string): Promise<Answers> {
+  const { memoryMib = 0, filledMib = memoryMib, pieces = 1, seed = 1 } = typeof shape === 'number' ? { memoryMib: shape } : shape;
+  const asked = await workload.ask({ timeoutMs: 30_000 });
   const words = memoryMib * WORDS_PER_MIB;
   const right = (answer: Answer, index: number): boolean =>
-    answer.words === words && answer.checksum === expected(words, 1 + index);
+    answer.words === words && answer.checksum === expected(words, seed + index, pieces, filledMib * WORDS_PER_MIB);
   const wrong = asked.answers.filter((answer, index) => !right(answer, index));
   t.same(wrong, [], `${message}: every process holds what it held`);
   return asked;
 }
 
 const computed = new Map<string, string>();
-function expected(words: number, seed: number): string {
-  const key = `${words}/${seed}`;
-  const sum = computed.get(key) ?? (words === 0 ? '0'.repeat(16) : expectedChecksum(words, seed));
+function expected(words: number, seed: number, pieces: number, filled: number): string {
+  const key = `${words}/${seed}/${pieces}/${filled}`;
+  const sum = computed.get(key) ?? (words === 0 ? '0'.repeat(16) : expectedChecksum(words, seed, { pieces, filled }));
   computed.set(key, sum);
   return sum;
+}
+
+/** The ways that the processes' memory took, by the pool's records. */
+export function expectPaths(t: Test, { memory, path, why }: ActionResult, paths: readonly string[], message: string): void {
+  t.same(
+    memory.map((record) => record.path),
+    paths,
+    `${message}: the way of each process's memory: ${memory.map((record) => record.why).join('; ')}`,
+  );
+  t.equal(path, 'pool', `${message}: ${why}`);
+}
+
+/** What the lab's pool has parked. */
+export async function parksIn(lab: Lab): Promise<Park[]> {
+  return parksOf((await poolReport(lab.poolPlace()))?.parks);
+}
+
+/** Bytes free on each of the lab's devices, as a program without the shim sees them. */
+export async function freeMemory(lab: Lab): Promise<number[]> {
+  const program = join(await buildSnippets('park'), 'free_memory');
+  const { stdout } = await exec(program, [], { timeoutMs: 10_000, env: lab.env });
+  return JSON.parse(stdout) as number[];
 }
 
 /** The CRIU processes that work for this lab: they have a file of it open. (CRIU overwrites its own environment.) */

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: MIT
+// GPU memory that is parked at the checkpoint and comes back at the restore, by podman, CRIU and the software driver.
+import t from 'tap';
+import { evict, prefetch } from '../../harness/adapters/cudapoold.ts';
+import { inspectContainer } from '../../harness/adapters/podman.ts';
+import { checkpointDir, imagesIn } from '../../harness/container/images.ts';
+import { expectPaths, freeMemory, labFor, parksIn, verify } from './support.ts';
+
+const MIB = 2 ** 20;
+
+t.test('ten cycles, each way back in turn, work in flight and other allocations each time', async (t) => {
+  const lab = await labFor(t, { env: { SOFTCUDA_DEVICES: '2' } });
+  await lab.startPool();
+  const shape = { memoryMib: 16, pieces: 4, filledMib: 12, devices: 2, processes: 2 };
+  const workload = await lab.start({ ...shape, busy: true, replace: true, shim: true });
+  const before = (await verify(t, workload, shape, 'at the start')).answers;
+  const free = await freeMemory(lab);
+  const ways = ['hot-move', 'hot-copy', 'staged', 'cold', 'prefetched'] as const;
+  for (let i = 0; i < 10; i++) {
+    const way = ways[i % ways.length] ?? 'hot-move';
+    const name = `${i}, ${way}`;
+    const dumped = await lab.checkpoint(workload);
+    expectPaths(t, dumped, Array(2).fill('parked'), name);
+    t.same(
+      dumped.memory.map(({ parked_bytes }) => parked_bytes),
+      [16 * MIB, 16 * MIB],
+      `${name}: all of it`,
+    );
+    t.equal(await workload.pid(), 0);
+    const images = imagesIn(checkpointDir(await inspectContainer(lab.podman, workload.name)));
+    t.ok(
+      images.length === 2 && images.every(({ bytes }) => bytes >= 12 * MIB && bytes < 13 * MIB),
+      `${name}: images without what is zero: ${images.map(({ bytes }) => bytes)}`,
+    );
+    if (way === 'staged') await lab.startPool();
+    if (way === 'cold' || way === 'prefetched') await evict(lab.poolPlace(), { tier: 'cold' });
+    if (way === 'prefetched') {
+      const dir = checkpointDir(await inspectContainer(lab.podman, workload.name));
+      t.match(await prefetch(lab.poolPlace(), { dir, tier: 'hot' }), { count: 2, bytes: 32 * MIB });
+    }
+    const hot = way === 'hot-copy' ? 'copy' : 'move';
+    const restored = await lab.restore(workload, { env: { CUDAPOOL_HOT: hot } });
+    const path = { staged: 'loaded', cold: 'loaded', prefetched: 'hot-move' }[way as string] ?? way;
+    expectPaths(t, restored, Array(2).fill(path), name);
+    const { answers } = await verify(t, workload, shape, name);
+    t.same(
+      answers.map(({ context }) => context),
+      before.map(({ context }) => context),
+    );
+    if (way === 'hot-copy') {
+      t.same((await parksIn(lab)).map(({ tier }) => tier), ['hot', 'hot'], `${name}: the masters stay`);
+      await evict(lab.poolPlace(), {});
+    }
+    t.same(await freeMemory(lab), free, `${name}: the pool has kept nothing`);
+  }
+});
+
+for (const kind of ['map', 'ordered', 'managed'] as const) {
+  t.test(`memory of the kind '${kind}'`, async (t) => {
+    const lab = await labFor(t);
+    await lab.startPool();
+    const shape = { memoryMib: 8, pieces: 2 };
+    const workload = await lab.start({ ...shape, kind, busy: true, replace: true, shim: true });
+    await verify(t, workload, shape, 'at the start');
+    const free = await freeMemory(lab);
+    for (const way of ['hot-move', 'loaded']) {
+      const dumped = await lab.checkpoint(workload);
+      const [record] = dumped.memory;
+      const parked = record?.parked_bytes ?? 0;
+      const left = record?.left_bytes.managed ?? 0;
+      t.same([parked >= 8 * MIB, left >= 8 * MIB], [kind !== 'managed', kind === 'managed'], JSON.stringify(record));
+      if (way === 'loaded') await lab.startPool();
+      expectPaths(t, await lab.restore(workload), [way], way);
+      await verify(t, workload, shape, way);
+    }
+    t.same(await freeMemory(lab), free, 'nothing is kept');
+  });
+}
