@@ -76,6 +76,8 @@ static void stack_pop(void)
 
 struct CUctx_st *softcuda_current(void)
 {
+	if (softcuda_host_function)
+		return softcuda_host_function;
 	return stack.used ? stack.places[stack.used - 1] : NULL;
 }
 

@@ -15,6 +15,7 @@ const char *const softcuda_api_names[SOFTCUDA_API_COUNT] = {
 };
 
 _Thread_local bool softcuda_per_thread;
+_Thread_local struct CUctx_st *softcuda_host_function;
 
 enum needs { NEEDS_NOTHING, NEEDS_DRIVER, NEEDS_CONTEXT };
 
@@ -92,6 +93,18 @@ static bool unsafe(enum softcuda_api api)
 	return list[api];
 }
 
+/* What a host function may call (H200, as far as it was asked): the context is its stream's. */
+static bool for_host_functions(enum softcuda_api api)
+{
+	static const bool list[SOFTCUDA_API_COUNT] = {
+		[API_cuEventQuery] = true,        [API_cuEventRecord] = true,    [API_cuStreamQuery] = true,
+		[API_cuStreamSynchronize] = true, [API_cuMemsetD8Async] = true,  [API_cuMemsetD32Async] = true,
+		[API_cuStreamIsCapturing] = true,
+	};
+
+	return list[api];
+}
+
 static inline CUresult enter(enum softcuda_api api, enum needs needs)
 {
 	CUresult result = CUDA_SUCCESS;
@@ -101,6 +114,8 @@ static inline CUresult enter(enum softcuda_api api, enum needs needs)
 		return CUDA_ERROR_DEINITIALIZED;
 	if (needs != NEEDS_NOTHING && phase != SOFTCUDA_READY)
 		return CUDA_ERROR_NOT_INITIALIZED;
+	if (softcuda_host_function && needs != NEEDS_NOTHING && !for_host_functions(api))
+		return CUDA_ERROR_NOT_PERMITTED;
 	if (gated(api, needs))
 		gate_enter();
 	if (needs == NEEDS_CONTEXT)

@@ -46,6 +46,7 @@ extern const char *const softcuda_api_names[SOFTCUDA_API_COUNT];
 
 /* True in the calling thread while a _ptsz or _ptds function runs: stream 0 is the thread's own. */
 extern _Thread_local bool softcuda_per_thread;
+extern _Thread_local struct CUctx_st *softcuda_host_function; /* of the stream whose host function runs in this thread */
 
 /* The gate (entry.c). Closed by a checkpoint's lock: calls that are not in yet wait. */
 void softcuda_gate_close(void);

@@ -3,6 +3,31 @@
 #include "internal.h"
 
 #include <string.h>
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
+
+/*
+ * What a GPU copies into its own memory does not go through the processor's caches: large copies are written past them,
+ * which also spares memory the reading of what is overwritten.
+ */
+#define LARGE (256 << 10)
+
+static void copy_row(char *to, const char *from, size_t bytes, bool on_device)
+{
+#if defined(__x86_64__)
+	bool apart = to + bytes <= from || from + bytes <= to;
+
+	if (on_device && bytes >= LARGE && apart && !((uintptr_t)to % 64)) {
+		for (; bytes >= 64; bytes -= 64, to += 64, from += 64) {
+			for (int i = 0; i < 64; i += 16)
+				_mm_stream_si128((__m128i *)(to + i), _mm_loadu_si128((const __m128i *)(from + i)));
+		}
+		_mm_sfence();
+	}
+#endif
+	memmove(to, from, bytes);
+}
 
 /* What from its first to its last byte it spans. */
 static size_t span(size_t width, size_t height, size_t depth, size_t pitch, size_t slice)
@@ -28,8 +53,9 @@ static CUresult copy(struct CUctx_st *ctx, const struct softcuda_op *op)
 			      false, ctx, true, op->copy.from_host);
 	for (size_t slice = 0; to && from && slice < depth; slice++)
 		for (size_t row = 0; row < height; row++)
-			memmove(to + slice * op->copy.to_slice + row * op->copy.to_pitch,
-				from + slice * op->copy.from_slice + row * op->copy.from_pitch, width);
+			copy_row(to + slice * op->copy.to_slice + row * op->copy.to_pitch,
+				 from + slice * op->copy.from_slice + row * op->copy.from_pitch, width,
+				 !op->copy.to_host);
 	pthread_rwlock_unlock(&softcuda_map_lock);
 	softcuda_spend(start, 0, width * height * depth, op->copy.gbps);
 	return to && from ? CUDA_SUCCESS : CUDA_ERROR_ILLEGAL_ADDRESS;
@@ -118,10 +144,14 @@ CUresult softcuda_op_run(struct CUctx_st *ctx, struct softcuda_op *op)
 	case OP_LAUNCH:
 		return softcuda_kernel_run(op->launch.kernel, op->launch.args, ctx);
 	case OP_HOST:
+		softcuda_host_function = ctx;
 		op->host.fn(op->host.data);
+		softcuda_host_function = NULL;
 		break;
 	case OP_CALLBACK:
+		softcuda_host_function = ctx;
 		op->host.callback(op->host.stream, error, op->host.data);
+		softcuda_host_function = NULL;
 		break;
 	case OP_WRITE_VALUE:
 		return word(ctx, op, &op->value.value, NULL);

@@ -14,12 +14,14 @@
  * within the context: the legacy stream waits for all earlier work of the blocking streams, and they for
  * earlier work of the legacy stream.
  *
- * One lock and one condition for all streams of the process: work here is coarse.
+ * One lock and one condition for all streams of the process: work here is coarse. The condition is a number that
+ * rises, because pthread_cond_broadcast() may wait for a thread that it woke earlier and that has been stopped since;
+ * and while a process is restored, all threads but one are stopped, whose work goes on with a real GPU.
  */
 #define POLL_NS 100000 /* how often a wait for a value in memory looks */
 
 pthread_mutex_t softcuda_sched_lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t sched_cond;
+static _Atomic uint32_t sched_turn;
 static pthread_once_t sched_once = PTHREAD_ONCE_INIT;
 static uint64_t next_stream_id = 1;
 struct CUstream_st *softcuda_all_streams;
@@ -47,12 +49,6 @@ static void thread_streams_end(void *list)
 
 static void sched_make(void)
 {
-	pthread_condattr_t attributes;
-
-	pthread_condattr_init(&attributes);
-	pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-	pthread_cond_init(&sched_cond, &attributes);
-	pthread_condattr_destroy(&attributes);
 	pthread_key_create(&thread_key, thread_streams_end);
 }
 
@@ -70,11 +66,23 @@ static void sched_leave(void)
 /* false once the deadline (CLOCK_MONOTONIC, 0 none) has passed. */
 static bool sched_wait(uint64_t deadline_ns)
 {
-	struct timespec until = {deadline_ns / 1000000000, deadline_ns % 1000000000};
+	uint32_t turn = atomic_load(&sched_turn);
+	uint64_t now = deadline_ns ? softcuda_now_ns() : 0;
+	int saved_errno = errno;
 
-	if (!deadline_ns)
-		return !pthread_cond_wait(&sched_cond, &softcuda_sched_lock);
-	return pthread_cond_timedwait(&sched_cond, &softcuda_sched_lock, &until) != ETIMEDOUT;
+	if (deadline_ns && now >= deadline_ns)
+		return false;
+	sched_leave();
+	softcuda_futex_wait(&sched_turn, turn, deadline_ns ? deadline_ns - now : 0, false);
+	pthread_mutex_lock(&softcuda_sched_lock);
+	errno = saved_errno;
+	return true;
+}
+
+static void sched_wake(void)
+{
+	atomic_fetch_add(&sched_turn, 1);
+	softcuda_futex_wake(&sched_turn, false);
 }
 
 void softcuda_sched_wait(void)
@@ -129,7 +137,7 @@ static void run_head(struct CUstream_st *stream)
 		atomic_fetch_sub(&busy, 1);
 	}
 	op->finished = true;
-	pthread_cond_broadcast(&sched_cond);
+	sched_wake();
 }
 
 static void op_release(struct softcuda_op *op)
@@ -193,7 +201,7 @@ CUresult softcuda_submit(struct CUstream_st *stream, const struct softcuda_op *o
 		if (!stream->has_thread || !append(stream, op, false))
 			result = CUDA_ERROR_OUT_OF_MEMORY;
 		else
-			pthread_cond_broadcast(&sched_cond);
+			sched_wake();
 	}
 	sched_leave();
 	return result;
@@ -314,7 +322,7 @@ static void stream_free(struct CUstream_st *stream)
 	if (stream->has_thread) {
 		sched_enter();
 		stream->ending = true;
-		pthread_cond_broadcast(&sched_cond);
+		sched_wake();
 		sched_leave();
 		pthread_join(stream->thread, NULL);
 	}

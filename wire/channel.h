@@ -28,13 +28,13 @@
  *   UNPARK                                  pool                shim
  *                                            BEGIN  ->
  *     per batch                              PIECES ->                  with descriptors
- *                                                          <-  ACK      copied to new memory of the process's own, which
- *                                                                       is mapped; its descriptors are closed
+ *                                                          <-  ACK      copied to new memory of the process's own,
+ *                                                                       which is mapped; its descriptors are closed
  *     all mapped, the gate is open                         <-  END      error 0; the pool lets go of what it gave
  *
  *   A piece for whose copy there is no room is mapped as it is, and stays the pool's (control_page.h: imported_bytes).
- *   What the pool has in an image besides, it lets go of with each ACK, before the next batch: so one batch is all that
- *   copying needs. Therefore a batch to a shim is at most CUDAPOOL_CHANNEL_BATCH_BYTES, or one piece.
+ *   What the pool has in an image besides, it lets go of with each ACK, before the next batch: so one batch is all
+ *   that copying needs. Therefore a batch to a shim is at most CUDAPOOL_CHANNEL_BATCH_BYTES, or one piece.
  *
  *   An error: END, the shim unmaps what it got, stays parked, the gate stays closed; may be tried again.
  *
@@ -67,7 +67,7 @@ struct cudapool_channel_begin {
 	uint32_t devices; /* that follow: those with pieces, and of PARK those with bytes that are left */
 	uint64_t bytes;
 	uint8_t uuid[CUDAPOOL_CHANNEL_DEVICES][16];
-	uint64_t left[CUDAPOOL_CHANNEL_DEVICES]; /* PARK: bytes on each that the driver's checkpoint carries; UNPARK: 0 */
+	uint64_t left[CUDAPOOL_CHANNEL_DEVICES]; /* PARK: bytes on each that the driver carries; UNPARK: 0 */
 };
 static_assert(sizeof(struct cudapool_channel_begin) == 424, "wire format");
 
@@ -96,7 +96,7 @@ struct cudapool_channel_ack {
 enum cudapool_channel_phase {
 	CUDAPOOL_PHASE_GATE = 0,    /* until no call was under way */
 	CUDAPOOL_PHASE_DRAIN = 1,   /* until no work was */
-	CUDAPOOL_PHASE_COPY = 2,    /* pieces that are the pool's, copied to new ones; on the way back with mapping these */
+	CUDAPOOL_PHASE_COPY = 2,    /* pieces that are the pool's, copied to new ones, which are mapped instead */
 	CUDAPOOL_PHASE_EXPORT = 3,  /* exporting and sending, or receiving and importing */
 	CUDAPOOL_PHASE_MAP = 4,	    /* unmapping and releasing, or mapping and giving access */
 	CUDAPOOL_PHASE_COUNT = 5,

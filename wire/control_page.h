@@ -49,7 +49,7 @@ enum cudapool_park_state {
 /* Device memory that parking does not take, by kind: the driver's own checkpoint carries it. */
 enum cudapool_left {
 	CUDAPOOL_LEFT_SMALL = 0,   /* allocations below the threshold */
-	CUDAPOOL_LEFT_ORDERED = 1, /* stream-ordered pools that the shim does not stand for */
+	CUDAPOOL_LEFT_ORDERED = 1, /* stream-ordered: graphs', and of pools that the shim does not stand for */
 	CUDAPOOL_LEFT_MANAGED = 2,
 	CUDAPOOL_LEFT_ARRAY = 3,
 	CUDAPOOL_LEFT_SHARED = 4, /* shared with other processes: legacy IPC, imported or exported handles, multicast */
@@ -101,9 +101,9 @@ struct cudapool_page {
 	uint64_t parked_bytes; /* that the last park took, or that the next would, as of now */
 	uint64_t left_bytes[CUDAPOOL_LEFT_KINDS];
 	/*
-	 * Of the memory that could be parked, what is the pool's still: it was given back, and there was no room to make it
-	 * the process's own. The driver checkpoints a process with such memory and can never restore it: it has to be
-	 * parked first.
+	 * Of the memory that could be parked, what is the pool's still: it was given back, and there was no room to
+	 * make it the process's own. The driver checkpoints a process with such memory and can never restore it: it
+	 * has to be parked first.
 	 */
 	uint64_t imported_bytes;
 	uint64_t held_calls;   /* calls that ever waited at the gate */

@@ -110,8 +110,13 @@ static_assert(sizeof(struct cudapool_welcome) == 360, "wire format");
  *
  *   LOCK        parks first, where the process has a shim and CUDAPOOL_PARK is on. A process that cannot be parked is
  *		 locked as it is, and `text` of the RESULT says why. A park that fails is undone and fails the LOCK.
+ *		 -ENOTSUP: it cannot be parked, and has memory of the pool (control_page.h: imported_bytes), with which
+ *		 the driver could not restore it.
  *		 timeout_ms is for both.
- *   CHECKPOINT  of a parked process ends when its image is complete and has its name
+ *   CHECKPOINT  of a parked process, for a PLUGIN: ends when the driver is done, while its image is still being written.
+ *		 For others: when its image is complete and has its name as well
+ *   SAVED       ends when the image is complete and has its name, or with the reason why it never will be: the dump of
+ *		 a PLUGIN has not succeeded before. Path STOCK, and at once: nothing of the process is parked
  *   RESTORE     of a process that was parked first sees to it that its image is there and valid, and that there is GPU
  *		 memory for it (hot, being loaded, or free after evicting); -ENOMEM, -ENOENT, -EBADMSG, -EXDEV (another GPU)
  *		 before the driver is asked
@@ -120,7 +125,8 @@ static_assert(sizeof(struct cudapool_welcome) == 360, "wire format");
  *		 nothing is parked
  *   SHIM	 `value` and path PARKED as after UNLOCK, at any time: for a client that does not know how far it came
  *
- * Which step of a LOCK or CHECKPOINT failed is said by `path`: PARKED, the parking or its image; STOCK, the driver's.
+ * Which step of a LOCK, CHECKPOINT or SAVED failed is said by `path`: PARKED, the parking or its image; STOCK, the
+ * driver's.
  *
  * A DROPIN's UNLOCK begins an UNPARK that nobody waits for.
  */
@@ -133,12 +139,13 @@ enum cudapool_op {
 	CUDAPOOL_OP_UNLOCK = 6,
 	CUDAPOOL_OP_SHIM = 7, /* what the process's shim says of itself, as text (wire/control_page.h) */
 	CUDAPOOL_OP_UNPARK = 8, /* timeout_ms: 0 is the pool's own limit; value: enum cudapool_path */
+	CUDAPOOL_OP_SAVED = 9,
 };
-#define CUDAPOOL_OP_LAST CUDAPOOL_OP_UNPARK
+#define CUDAPOOL_OP_LAST CUDAPOOL_OP_SAVED
 
 enum cudapool_path { /* the way that parked memory took */
 	CUDAPOOL_PATH_STOCK = 0,    /* none: it was not parked, the driver carries everything */
-	CUDAPOOL_PATH_PARKED = 1,   /* LOCK, CHECKPOINT: parked */
+	CUDAPOOL_PATH_PARKED = 1,   /* LOCK, CHECKPOINT, SAVED: parked */
 	CUDAPOOL_PATH_HOT_MOVE = 2, /* UNPARK: the hot memory itself was given */
 	CUDAPOOL_PATH_HOT_COPY = 3, /* a copy of it, made on the GPU */
 	CUDAPOOL_PATH_LOADED = 4,   /* the image was loaded: staged or cold */
