@@ -405,3 +405,18 @@ void cudapool_context_ended(const struct cudapool_ending *ending)
 	WRAPPER(name, (CUcontext context), (context))
 DESTROYER(cuCtxDestroy)
 DESTROYER(cuCtxDestroy_v2)
+
+/* Ends with the last of its attachments, which only the driver counts. */
+static CUresult on_cuCtxDetach(CUcontext context)
+{
+	struct cudapool_ending ending;
+	unsigned int version;
+	CUresult r;
+
+	cudapool_context_ending(&ending, context);
+	r = DRIVER(cuCtxDetach)(context);
+	if (r == CUDA_SUCCESS && DRIVER(cuCtxGetApiVersion)(context, &version) != CUDA_SUCCESS)
+		cudapool_context_ended(&ending);
+	return r;
+}
+WRAPPER(cuCtxDetach, (CUcontext context), (context))

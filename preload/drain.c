@@ -145,7 +145,7 @@ static int wait_for_all(struct drain *d, uint32_t *patience_us)
 	for (each_context(d, true); d->pending && d->result == CUDA_SUCCESS; each_context(d, false)) {
 		now = cudapool_now_us();
 		if (now >= d->deadline_us)
-			return -ETIMEDOUT;
+			return d->wait ? -EBUSY : -ETIMEDOUT;
 		if (d->done != before) {
 			before = d->done;
 			moved = now;
@@ -158,7 +158,7 @@ static int wait_for_all(struct drain *d, uint32_t *patience_us)
 	}
 	if (d->result != CUDA_SUCCESS)
 		return -EIO;
-	return d->wait ? -EAGAIN : 0;
+	return !d->wait ? 0 : left_of(d) ? -EAGAIN : -EBUSY;
 }
 
 int cudapool_drain_all(uint64_t limit_us, CUresult *result)
@@ -201,8 +201,34 @@ static CUresult add_event(struct leftover **list, CUstream stream)
 	return r;
 }
 
-/* While captures are under way. Others may submit more meanwhile: what counts is the work up to now. */
-static CUresult drain_beside_captures(CUcontext context)
+/* An event for the stream's work, if there is any. With the lock held: nobody begins to capture it meanwhile. */
+static CUresult add_pending(struct leftover **list, CUstream stream)
+{
+	CUresult r = DRIVER(cuStreamQuery)(stream);
+
+	return r == CUDA_ERROR_NOT_READY ? add_event(list, stream) : r;
+}
+
+/* Work of streams that were destroyed: whoever finds an event of it done destroys that, so it is asked with the lock held. */
+static bool leftovers_pending(CUcontext context)
+{
+	const struct context_note *c;
+	const struct leftover *l;
+	bool pending = false;
+
+	cudapool_streams_lock();
+	c = cudapool_context_noted(context);
+	for (l = c ? c->leftovers : NULL; l && !pending; l = l->next)
+		pending = DRIVER(cuEventQuery)(l->event) == CUDA_ERROR_NOT_READY;
+	cudapool_streams_unlock();
+	return pending;
+}
+
+/*
+ * By events, stream by stream: cuCtxSynchronize would break a capture that another thread begins meanwhile. Others may
+ * submit more: what counts is the work up to now.
+ */
+static CUresult drain_streams(CUcontext context)
 {
 	struct leftover *list = NULL, *l;
 	struct context_note *c;
@@ -211,11 +237,16 @@ static CUresult drain_beside_captures(CUcontext context)
 
 	cudapool_streams_lock();
 	c = cudapool_context_noted(context);
-	if (!c || !blocking_capture(c))
+	if (!c) {
+		/* Nobody saw its streams, so none of them is in a capture that we could break. */
+		cudapool_streams_unlock();
+		return DRIVER(cuCtxSynchronize)();
+	}
+	if (!blocking_capture(c))
 		first = add_event(&list, CU_STREAM_LEGACY);
-	for (s = c ? c->streams : NULL; s && first == CUDA_SUCCESS; s = s->next)
-		if (!capturing(note_stream(s)))
-			first = add_event(&list, note_stream(s));
+	for (s = c->streams; s && first == CUDA_SUCCESS; s = s->next)
+		if (!cudapool_captures() || !capturing(note_stream(s)))
+			first = add_pending(&list, note_stream(s));
 	cudapool_streams_unlock();
 	while ((l = list)) {
 		list = l->next;
@@ -226,6 +257,8 @@ static CUresult drain_beside_captures(CUcontext context)
 		cudapool_slab_put(&cudapool_streams()->leftover_slab, l);
 		cudapool_streams_unlock();
 	}
+	while (first == CUDA_SUCCESS && leftovers_pending(context))
+		cudapool_sleep_us(50);
 	return first;
 }
 
@@ -239,7 +272,7 @@ CUresult cudapool_drain_context(CUcontext context)
 		return CUDA_ERROR_INVALID_CONTEXT;
 	if (!cudapool_aside(&aside, context))
 		return CUDA_ERROR_INVALID_CONTEXT;
-	r = cudapool_captures() ? drain_beside_captures(current) : DRIVER(cuCtxSynchronize)();
+	r = drain_streams(current);
 	cudapool_aside_end(&aside);
 	return r;
 }

@@ -6,12 +6,15 @@
 #include <cuda.h>
 #include <stdint.h>
 
-/* All contexts of the process; the gate is closed. 0; -ETIMEDOUT; -EIO: *result says what the driver said. Shim's thread. */
+/*
+ * All contexts of the process; the gate is closed. 0; -ETIMEDOUT; -EBUSY: so long a blocking stream was being captured in
+ * a process that may use threads' default streams; -EIO: *result says what the driver said. Shim's thread.
+ */
 int cudapool_drain_all(uint64_t limit_us, CUresult *result);
 
 /*
- * All work of one context (NULL: the current one), as cuMemFree does before it frees; in a thread of the application, within the
- * gate. Without a capture under way this is cuCtxSynchronize. Keeps the current context. Returns an error of earlier work.
+ * All work of one context (NULL: the current one), as cuMemFree does before it frees; in a thread of the application,
+ * within the gate. No capture is broken by it. Keeps the current context. Returns an error of earlier work.
  */
 CUresult cudapool_drain_context(CUcontext context);
 

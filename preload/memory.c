@@ -353,12 +353,29 @@ void cudapool_left_add(struct memory *m, CUdeviceptr start, uint64_t bytes, enum
 
 /* What the page says. */
 
+/* What a device has reserved for allocations that are nodes of graphs: only the driver knows. */
+static uint64_t graph_bytes(int device)
+{
+	enum { RESERVED_MEM_CURRENT = 2 }; /* CUgraphMem_attribute */
+	CUresult (*ask)(CUdevice, int, void *) =
+		cudapool_driver_function(cudapool_fn_cuDeviceGetGraphMemAttribute);
+	cuuint64_t bytes = 0;
+	unsigned int flags;
+	int active;
+
+	/* Where the process has no context it has no graph, either, and the question might make one. */
+	if (!ask || DRIVER(cuDevicePrimaryCtxGetState)(device, &flags, &active) != CUDA_SUCCESS || !active ||
+	    ask(device, RESERVED_MEM_CURRENT, &bytes) != CUDA_SUCCESS)
+		return 0;
+	return bytes;
+}
+
 void cudapool_memory_report(struct cudapool_page *page)
 {
 	struct memory *m = cudapool_memory(false);
 	CUuuid uuid;
+	uint64_t left, graphs = 0;
 	int i, device, count = 0;
-	uint64_t left;
 
 	if (DRIVER(cuDeviceGetCount) && DRIVER(cuDeviceGetUuid_v2) &&
 	    DRIVER(cuDeviceGetCount)(&count) == CUDA_SUCCESS) {
@@ -368,10 +385,13 @@ void cudapool_memory_report(struct cudapool_page *page)
 	}
 	if (!m)
 		return;
+	for (i = 0; i < count && i < MEMORY_DEVICES; i++)
+		graphs += graph_bytes(i);
 	cudapool_lock(&m->lock);
 	page->parked_bytes = m->parked_bytes;
 	for (i = 0; i < CUDAPOOL_LEFT_KINDS; i++) {
-		for (left = 0, device = 0; device < MEMORY_DEVICES; device++)
+		left = i == CUDAPOOL_LEFT_ORDERED ? graphs : 0;
+		for (device = 0; device < MEMORY_DEVICES; device++)
 			left += m->left[i][device];
 		page->left_bytes[i] = left;
 	}
@@ -386,7 +406,7 @@ uint64_t cudapool_memory_left(int device)
 
 	for (i = 0; m && i < CUDAPOOL_LEFT_KINDS; i++)
 		left += m->left[i][device];
-	return left;
+	return m ? left + graph_bytes(device) : 0;
 }
 
 bool cudapool_memory_unparkable(char *reason, size_t size)

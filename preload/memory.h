@@ -44,8 +44,9 @@ void cudapool_memory_piece(unsigned index, struct cudapool_piece_info *info);
 /* Bytes on a device, by ordinal, that parking does not take. */
 uint64_t cudapool_memory_left(int device);
 /*
- * Makes pieces the process's own, by replacing those that were imported with copies in new memory: on the GPU, and a batch
- * at a time, so that little free memory is enough. On an error all memory is where it was, and some pieces are renewed.
+ * Makes pieces the process's own, by replacing those that were imported with copies in new memory: on the GPU, and a
+ * batch at a time, so that little free memory is enough. On an error all memory is where it was, and some pieces are
+ * renewed.
  */
 CUresult cudapool_memory_renew(unsigned first, unsigned count);
 /* The descriptor is the caller's. */

@@ -442,15 +442,22 @@ bool cudapool_pools_trim(struct memory *m, int device, bool all)
 {
 	struct pool *pool, *next;
 	uint32_t unlocked = 0;
+	struct aside aside;
 	bool any;
 
 	/* Whoever has the lock is making or releasing memory, perhaps this thread itself. */
-	if (!__atomic_compare_exchange_n(&m->heap_lock, &unlocked, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+	if (!m->pools ||
+	    !__atomic_compare_exchange_n(&m->heap_lock, &unlocked, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
 		return false;
-	any = cudapool_heap_trim_all(m, device, all);
-	for (pool = (struct pool *)cudapool_tree_more(m->pools, 0); pool; pool = next) {
-		next = (struct pool *)cudapool_tree_more(m->pools, pool->node.key);
-		end_if_over(m, pool);
+	/* Where it is asked for in the midst of a capture, events are asked about that must not end it. */
+	any = cudapool_aside(&aside, NULL);
+	if (any) {
+		any = cudapool_heap_trim_all(m, device, all);
+		for (pool = (struct pool *)cudapool_tree_more(m->pools, 0); pool; pool = next) {
+			next = (struct pool *)cudapool_tree_more(m->pools, pool->node.key);
+			end_if_over(m, pool);
+		}
+		cudapool_aside_end(&aside);
 	}
 	cudapool_unlock(&m->heap_lock);
 	return any;
@@ -458,7 +465,12 @@ bool cudapool_pools_trim(struct memory *m, int device, bool all)
 
 void cudapool_pools_context_ending(struct memory *m, CUcontext context)
 {
+	struct aside aside;
+
 	cudapool_lock(&m->heap_lock);
-	cudapool_heap_context_ending(m, context);
+	if (cudapool_aside(&aside, NULL)) {
+		cudapool_heap_context_ending(m, context);
+		cudapool_aside_end(&aside);
+	}
 	cudapool_unlock(&m->heap_lock);
 }

@@ -124,6 +124,15 @@ static int device_index(struct run *run, int device, int8_t index[CUDAPOOL_PAGE_
 
 /* Park. */
 
+/* What a pool would give up here and now is not true where the process comes back. */
+static void forget_evictable(struct cudapool_page *page)
+{
+	unsigned i;
+
+	for (i = 0; i < CUDAPOOL_PAGE_DEVICES; i++)
+		__atomic_store_n(&page->devices[i].evictable, 0, __ATOMIC_RELAXED);
+}
+
 static int close_gate(struct run *run)
 {
 	CUresult r;
@@ -137,7 +146,11 @@ static int close_gate(struct run *run)
 	err = cudapool_drain_all(left_us(run), &r);
 	phase(run, CUDAPOOL_PHASE_DRAIN);
 	if (err == -ETIMEDOUT)
-		return failed(run, err, 0, "work on the GPU, or a capture, did not end in time");
+		return failed(run, err, 0, "work on the GPU did not end in time");
+	if (err == -EBUSY)
+		return failed(run, -ETIMEDOUT, 0,
+			      "a blocking stream is being captured: until that ends nobody can wait for "
+			      "threads' default streams");
 	/* Of the application's own making: it hears of it by its next call, and cannot be parked. */
 	return err ? failed(run, -EOPNOTSUPP, r, "earlier work failed: a context is in error") : 0;
 }
@@ -258,6 +271,7 @@ static void park(struct run *run, struct cudapool_page *page)
 		/* From here on it is the pool's, whatever happens. */
 		memcpy(state.token, run->begin.token, sizeof(state.token));
 		set_state(page, CUDAPOOL_PARK_PARKED);
+		forget_evictable(page);
 		r = cudapool_memory_detach();
 		if (r != CUDA_SUCCESS)
 			failed(run, -EIO, r, "memory could not be unmapped");

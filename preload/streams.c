@@ -295,39 +295,38 @@ static void keep_event(struct context_note *context, CUevent event)
 }
 
 /*
- * The driver carries out what the stream still has to do after it is destroyed: then an event stands for that.
- * The note is out of the way before the handle may be another stream's, and back if it turns out that it does not.
+ * The driver carries out what the stream still has to do after it is destroyed: an event stands for that, from before
+ * on, so that who frees memory meanwhile waits for it. The note is out of the way before the handle may be another
+ * stream's, and back if it turns out that it does not.
  */
 static CUresult destroy_stream(CUresult (*real)(CUstream), CUstream stream)
 {
 	struct stream_note *note;
+	CUcontext context;
 	struct aside aside;
-	CUevent event = NULL;
 	CUresult r;
 
 	cudapool_streams_lock();
 	note = stream_noted(stream);
-	if (note)
-		remove_stream(note);
-	cudapool_streams_unlock();
-	if (!note)
+	if (!note) {
+		cudapool_streams_unlock();
 		return real(stream);
-	if (cudapool_aside(&aside, note_context(note->context))) {
-		event = is_capturing(stream) ? note->before : mark_work(stream, note->before);
+	}
+	context = note_context(note->context);
+	remove_stream(note);
+	if (cudapool_aside(&aside, context)) {
+		keep_event(note->context, is_capturing(stream) ? note->before : mark_work(stream, note->before));
 		cudapool_aside_end(&aside);
 	}
+	cudapool_streams_unlock();
 	r = real(stream);
 	cudapool_streams_lock();
-	if (r == CUDA_SUCCESS) {
-		if (cudapool_aside(&aside, note_context(note->context))) {
-			keep_event(note->context, event);
-			cudapool_aside_end(&aside);
-		}
-		cudapool_slab_put(&cudapool_streams()->stream_slab, note);
-	} else {
-		note->before = event;
+	note->before = NULL;
+	note->context = r == CUDA_SUCCESS ? NULL : cudapool_context_noted(context);
+	if (note->context)
 		insert_stream(note);
-	}
+	else
+		cudapool_slab_put(&cudapool_streams()->stream_slab, note);
 	cudapool_streams_unlock();
 	return r;
 }
@@ -429,16 +428,14 @@ static void before_capture(CUstream stream)
 	cudapool_streams_unlock();
 }
 
-/* began: or ended, perhaps. A stream without a note is a thread's default one. */
-static CUresult capture_changed(CUresult r, CUstream stream, bool began)
+/* began: or ended. A stream without a note is a thread's default one. With the lock held. */
+static void note_capture(CUstream stream, bool began)
 {
-	struct stream_note *note;
 	struct streams *s = cudapool_streams();
+	struct stream_note *note = stream_noted(stream);
 
-	if (!s || (began && r != CUDA_SUCCESS) || (!began && is_capturing(stream)))
-		return r;
-	cudapool_streams_lock();
-	note = stream_noted(stream);
+	if (!s)
+		return;
 	if (note && note->origin != began) {
 		note->origin = began;
 		captures_add(began ? 1 : -1);
@@ -446,6 +443,32 @@ static CUresult capture_changed(CUresult r, CUstream stream, bool began)
 		s->default_captures += began ? 1 : -1;
 		captures_add(began ? 1 : -1);
 	}
+}
+
+/*
+ * Takes the lock that capture_began() gives back: whoever holds it, and sees that a stream is not being captured, may use
+ * the stream without becoming a part of a capture, or breaking it.
+ */
+static void before_begin(CUstream stream)
+{
+	before_capture(stream);
+	cudapool_streams_lock();
+}
+
+static CUresult capture_began(CUresult r, CUstream stream)
+{
+	if (r == CUDA_SUCCESS)
+		note_capture(stream, true);
+	cudapool_streams_unlock();
+	return r;
+}
+
+static CUresult capture_ended(CUresult r, CUstream stream)
+{
+	if (is_capturing(stream))
+		return r;
+	cudapool_streams_lock();
+	note_capture(stream, false);
 	cudapool_streams_unlock();
 	return r;
 }
@@ -454,25 +477,24 @@ static CUresult capture_changed(CUresult r, CUstream stream, bool began)
 #define CAPTURE(suffix, zero)                                                                                          \
 	static CUresult on_cuStreamBeginCapture##suffix(CUstream stream)                                               \
 	{                                                                                                              \
-		before_capture(stream);                                                                                \
-		return capture_changed(REAL(cuStreamBeginCapture##suffix)(stream), stream ? stream : zero, true);      \
+		before_begin(stream);                                                                                  \
+		return capture_began(REAL(cuStreamBeginCapture##suffix)(stream), stream ? stream : zero);              \
 	}                                                                                                              \
 	WRAPPER(cuStreamBeginCapture##suffix, (CUstream stream), (stream))                                             \
 	static CUresult on_cuStreamBeginCapture_v2##suffix(CUstream stream, CUstreamCaptureMode mode)                  \
 	{                                                                                                              \
-		before_capture(stream);                                                                                \
-		return capture_changed(REAL(cuStreamBeginCapture_v2##suffix)(stream, mode), stream ? stream : zero,    \
-				       true);                                                                          \
+		before_begin(stream);                                                                                  \
+		return capture_began(REAL(cuStreamBeginCapture_v2##suffix)(stream, mode), stream ? stream : zero);     \
 	}                                                                                                              \
 	WRAPPER(cuStreamBeginCapture_v2##suffix, (CUstream stream, CUstreamCaptureMode mode), (stream, mode))          \
 	static CUresult on_cuStreamBeginCaptureToGraph##suffix(CUstream stream, CUgraph graph,                         \
 							       const CUgraphNode *nodes, const void *edges,            \
 							       size_t count, CUstreamCaptureMode mode)                 \
 	{                                                                                                              \
-		before_capture(stream);                                                                                \
-		return capture_changed(                                                                                \
+		before_begin(stream);                                                                                  \
+		return capture_began(                                                                                  \
 			REAL(cuStreamBeginCaptureToGraph##suffix)(stream, graph, nodes, edges, count, mode),           \
-			stream ? stream : zero, true);                                                                 \
+			stream ? stream : zero);                                                                       \
 	}                                                                                                              \
 	WRAPPER(cuStreamBeginCaptureToGraph##suffix,                                                                   \
 		(CUstream stream, CUgraph graph, const CUgraphNode *nodes, const void *edges, size_t count,            \
@@ -480,16 +502,20 @@ static CUresult capture_changed(CUresult r, CUstream stream, bool began)
 		(stream, graph, nodes, edges, count, mode))                                                            \
 	static CUresult on_cuStreamEndCapture##suffix(CUstream stream, CUgraph *graph)                                 \
 	{                                                                                                              \
-		return capture_changed(REAL(cuStreamEndCapture##suffix)(stream, graph), stream ? stream : zero,        \
-				       false);                                                                         \
+		return capture_ended(REAL(cuStreamEndCapture##suffix)(stream, graph), stream ? stream : zero);         \
 	}                                                                                                              \
 	WRAPPER(cuStreamEndCapture##suffix, (CUstream stream, CUgraph *graph), (stream, graph))                        \
 	/* An event of a capture draws a stream into it. */                                                            \
 	static CUresult on_cuStreamWaitEvent##suffix(CUstream stream, CUevent event, unsigned int flags)               \
 	{                                                                                                              \
-		if (cudapool_captures())                                                                               \
-			before_capture(stream);                                                                        \
-		return REAL(cuStreamWaitEvent##suffix)(stream, event, flags);                                          \
+		CUresult r;                                                                                            \
+                                                                                                                       \
+		if (!cudapool_captures())                                                                              \
+			return REAL(cuStreamWaitEvent##suffix)(stream, event, flags);                                  \
+		before_begin(stream);                                                                                  \
+		r = REAL(cuStreamWaitEvent##suffix)(stream, event, flags);                                             \
+		cudapool_streams_unlock();                                                                             \
+		return r;                                                                                              \
 	}                                                                                                              \
 	WRAPPER(cuStreamWaitEvent##suffix, (CUstream stream, CUevent event, unsigned int flags),                       \
 		(stream, event, flags))

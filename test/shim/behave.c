@@ -317,7 +317,7 @@ static void *retain(void *arg)
 	return a.cuInit(0) || a.cuDevicePrimaryCtxRetain(&ctx, 0) ? NULL : ctx;
 }
 
-/* While the warming is under way. */
+/* While the warming is under way, or when it is done. */
 static void threads(void)
 {
 	pthread_t id[8];
@@ -325,6 +325,9 @@ static void threads(void)
 	bool same = true;
 	int i;
 
+	/* The first of them must not come before it has begun: then there is nothing to hand back. */
+	for (i = 0; i < 5000 && !(page() && page()->warmth); i++)
+		usleep(1000);
 	for (i = 0; i < 8; i++)
 		pthread_create(&id[i], NULL, retain, NULL);
 	for (i = 0; i < 8; i++) {

@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 #include <stdbool.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -227,19 +228,26 @@ static void run_once(const char *program)
 	waitpid(pid, NULL, 0);
 }
 
-/* Milliseconds to run a process that does nothing, the mean of `n`. */
+static double children_ms(void)
+{
+	struct rusage used;
+
+	getrusage(RUSAGE_CHILDREN, &used);
+	return (used.ru_utime.tv_sec + used.ru_stime.tv_sec) * 1e3 +
+	       (used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e3;
+}
+
+/* Milliseconds of processor time to run a process that does nothing, the mean of `n`. */
 static double start_up(const char *program, const char *shim, int n)
 {
-	double begin;
+	double begin = children_ms();
 	int i;
 
 	setenv("LD_PRELOAD", shim, 1);
-	begin = now_ns();
 	for (i = 0; i < n; i++)
 		run_once(program);
-	begin = (now_ns() - begin) / 1e6 / n;
 	unsetenv("LD_PRELOAD");
-	return begin;
+	return (children_ms() - begin) / n;
 }
 
 /* call_cost SHIM PROGRAM-THAT-DOES-NOTHING */

@@ -66,6 +66,8 @@ struct fake_pool {
 	enum fake_pool_at at;
 	uint32_t limit_ms;
 	bool keep; /* after an unpark, keep the descriptors, as a pool that copies does */
+	unsigned batch; /* pieces in a batch of an unpark; 0: as many as go into one */
+	bool passes;	/* an unpark closes what was acknowledged before it goes on, as a pool does that has an image */
 	void (*closed)(struct fake_pool *pool); /* called when the gate is closed and all pieces were sent, before GO */
 	void *data;
 };
@@ -317,12 +319,15 @@ static inline int fake_pool_unpark_on(struct fake_pool *pool, int fd)
 		return -ECANCELED;
 	if (pool->at == FAKE_POOL_LATE)
 		return fake_pool_wait_end(pool, fd);
+	memset(begin.left, 0, sizeof(begin.left));
 	begin.token[0] ^= pool->at == FAKE_POOL_LIES_TOKEN;
 	begin.uuid[0][3] ^= pool->at == FAKE_POOL_LIES_UUID;
 	begin.pieces += pool->at == FAKE_POOL_LIES_COUNT;
 	n = fake_pool_send(pool, fd, CUDAPOOL_CHANNEL_BEGIN, &begin, sizeof(begin), NULL, 0);
 	for (done = 0; !n && done < pool->pieces; done += count) {
-		count = pool->pieces - done < CUDAPOOL_CHANNEL_BATCH ? pool->pieces - done : CUDAPOOL_CHANNEL_BATCH;
+		count = pool->batch ? pool->batch : CUDAPOOL_CHANNEL_BATCH;
+		if (count > pool->pieces - done)
+			count = pool->pieces - done;
 		if (pool->at == FAKE_POOL_DIES_BEFORE_GO && done + count == pool->pieces)
 			return -ECANCELED;
 		pieces.first = done + (pool->at == FAKE_POOL_LIES_ACK);
@@ -349,6 +354,10 @@ static inline int fake_pool_unpark_on(struct fake_pool *pool, int fd)
 		}
 		if (pieces.h.type != CUDAPOOL_CHANNEL_ACK || ack.next != done + count)
 			return -EBADMSG;
+		for (n = 0; pool->passes && n < (int)count; n++) {
+			close(pool->fd[done + n]);
+			pool->fd[done + n] = -1;
+		}
 		if (pool->at == FAKE_POOL_DIES_AT_PIECES)
 			return -ECANCELED;
 		n = 0;

@@ -279,23 +279,24 @@ static void streams(void)
 	ok(cycle(), "parks without a context that was destroyed");
 }
 
-/* Host functions that call CUDA, while a thread waits for them. */
-static CUstream waited;
+/* Host functions that call CUDA, as far as the driver lets them, while a thread waits for them. */
+static CUstream waited, other_stream;
 static CUdeviceptr touched;
 static int host_errors;
 static void host_function(void *data)
 {
-	uint32_t word = 0;
 	size_t free_bytes, total;
+	CUdeviceptr ptr = 0;
 	int i;
 
 	sleep_ms(30); /* the gate closes meanwhile */
-	gpu.cuCtxSetCurrent(gpu.ctx);
 	for (i = 0; i < 20; i++)
-		host_errors += gpu.cuMemGetInfo_v2(&free_bytes, &total) != CUDA_SUCCESS;
+		host_errors += gpu.cuMemsetD32Async(touched, i, 1, other_stream) != CUDA_SUCCESS;
+	host_errors += gpu.cuMemGetInfo_v2(&free_bytes, &total) != CUDA_ERROR_NOT_PERMITTED;
+	host_errors += gpu.cuMemAlloc_v2(&ptr, 2 * MIB) != CUDA_ERROR_NOT_PERMITTED;
+	host_errors += gpu.cuMemFree_v2(touched) != CUDA_ERROR_NOT_PERMITTED;
 	if (data) {
 		pthread_mutex_lock(data);
-		host_errors += word;
 		pthread_mutex_unlock(data);
 	}
 }
@@ -320,6 +321,7 @@ static void callbacks(void)
 	begin();
 	MUST(cuMemAlloc_v2(&touched, 2 * MIB));
 	MUST(cuStreamCreate(&waited, CU_STREAM_NON_BLOCKING));
+	MUST(cuStreamCreate(&other_stream, CU_STREAM_NON_BLOCKING));
 	for (how = 0; how < 3; how++) {
 		for (i = 0; i < 3; i++)
 			MUST(cuLaunchHostFunc(waited, host_function, NULL));
@@ -340,7 +342,7 @@ static void callbacks(void)
 		}
 	}
 	MUST(cuStreamSynchronize(waited));
-	ok(!host_errors, "no call of a host function fails");
+	ok(!host_errors, "no call of a host function is answered otherwise than by the driver");
 }
 
 /* A thread calls CUDA with a lock in its hands that a host function needs. */
@@ -366,7 +368,9 @@ static void locks(void)
 	int errors = 0, seen = 0;
 
 	begin();
+	MUST(cuMemAlloc_v2(&touched, 2 * MIB));
 	MUST(cuStreamCreate(&waited, CU_STREAM_NON_BLOCKING));
+	MUST(cuStreamCreate(&other_stream, CU_STREAM_NON_BLOCKING));
 	holder = start(holding_thread, &errors);
 	wait_for_step(1);
 	MUST(cuLaunchHostFunc(waited, host_function, &mutex));
@@ -392,6 +396,7 @@ static void deadlines(void)
 	volatile uint32_t *flag;
 	CUdeviceptr ptr;
 	CUevent event;
+	CUgraph graph;
 	pthread_t thread;
 	void *seen;
 	long begun;
@@ -426,6 +431,15 @@ static void deadlines(void)
 		}
 		ok(cycle(), "then it parks");
 	}
+	MUST(cuStreamCreate(&waited, CU_STREAM_DEFAULT));
+	MUST(cuStreamBeginCapture_v2(waited, CU_STREAM_CAPTURE_MODE_RELAXED));
+	begun = now_ms();
+	err = fake_pool_park(&pool, 400);
+	ok(err == -ETIMEDOUT && strstr(pool.end.text, "captured"),
+	   "a capture that does not end, where threads may have default streams, fails the park, which says so");
+	ok(now_ms() - begun >= 399 && now_ms() - begun < 3000, "within its limit");
+	MUST(cuStreamEndCapture(waited, &graph));
+	ok(cycle(), "when it has ended it parks");
 }
 
 /* Work that failed is the application's affair: it is not parked, and hears of it by its own next call. */

@@ -31,6 +31,8 @@
 	F(cuModuleGetFunction)                                                                                         \
 	F(cuMemAlloc_v2)                                                                                               \
 	F(cuMemFree_v2)                                                                                                \
+	F(cuMemCreate)                                                                                                 \
+	F(cuMemExportToShareableHandle)                                                                                \
 	F(cuMemHostAlloc)                                                                                              \
 	F(cuMemFreeHost)                                                                                               \
 	F(cuMemGetInfo_v2)                                                                                             \

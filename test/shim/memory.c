@@ -263,6 +263,16 @@ static void contexts(void)
 	SAY(cuMemFree_v2(third));
 	SAY(cuMemGetInfo_v2(&after, &total));
 	printf("all of it is free again: %d\n", before == after);
+	printf("attached to and detached from\n");
+	SAY(cuCtxCreate_v2(&made2, 0, 0));
+	SAY(cuMemAlloc_v2(&second, 8 * MiB));
+	SAY(cuCtxAttach(&made, 0));
+	SAY(cuCtxDetach(made2));
+	SAY(cuMemsetD8_v2(second, 1, 8 * MiB));
+	SAY(cuCtxDetach(made2));
+	SAY(cuCtxSetCurrent(context));
+	SAY(cuMemGetInfo_v2(&after, &total));
+	printf("all of it is free again: %d\n", before == after);
 	SAY(cuCtxCreate_v2(&made2, 0, 0));
 	SAY(cuMemAlloc_v2(&second, 8 * MiB));
 	SAY(cuMemFree_v2(first));
@@ -360,6 +370,7 @@ static void ordered(void)
 				.location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
 	uint64_t value = UINT64_MAX, zero = 0;
 	CUmemoryPool pool, mine;
+	size_t bytes, total;
 	CUdeviceptr a, b, c;
 	CUstream one, two;
 	uint32_t word = 0;
@@ -423,6 +434,14 @@ static void ordered(void)
 	SAY(cuStreamBeginCapture_v2(one, CU_STREAM_CAPTURE_MODE_GLOBAL));
 	SAY(cuMemAllocAsync(&a, 4096, two));
 	SAY(cuStreamEndCapture(one, &graph));
+	printf("what is free in a pool is no reason to end one\n");
+	SAY(cuMemPoolCreate(&mine, &props));
+	SAY(cuMemAllocFromPoolAsync(&a, 3 * MiB, mine, two));
+	SAY(cuMemFreeAsync(a, two));
+	SAY(cuStreamBeginCapture_v2(one, CU_STREAM_CAPTURE_MODE_GLOBAL));
+	SAY(cuMemGetInfo_v2(&bytes, &total));
+	SAY(cuStreamEndCapture(one, &graph));
+	SAY(cuMemPoolDestroy(mine));
 }
 
 static _Atomic int wrong;

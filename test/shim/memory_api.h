@@ -19,6 +19,8 @@
 	F(cuDevicePrimaryCtxReset_v2)                                                                                  \
 	F(cuCtxCreate_v2)                                                                                              \
 	F(cuCtxDestroy_v2)                                                                                             \
+	F(cuCtxAttach)                                                                                                 \
+	F(cuCtxDetach)                                                                                                 \
 	F(cuCtxSetCurrent)                                                                                             \
 	F(cuCtxSynchronize)                                                                                            \
 	F(cuCtxEnablePeerAccess)                                                                                       \

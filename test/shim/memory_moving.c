@@ -420,6 +420,7 @@ static void beyond(void)
 	   "until it is really destroyed");
 	must(array_destroy(array), "cuArrayDestroy");
 	ok(hook_report()->left_bytes[CUDAPOOL_LEFT_ARRAY] == 0, "then it is not");
+	ok(hook_report()->left_bytes[CUDAPOOL_LEFT_ORDERED] == 4 << 20, "so is what graphs have reserved");
 	MUST(cuMemCreate(&handle, 2 * CUDAPOOL_PIECE_MAX, &prop, 0));
 	ok(bind(0, 0, handle, 0, 3 * CUDAPOOL_PIECE_MAX, 0) != CUDA_SUCCESS &&
 		   hook_report()->parked_bytes == 2 * CUDAPOOL_PIECE_MAX,

@@ -14,6 +14,8 @@ EXPORT CUresult cuArrayDestroy(void *array);
 EXPORT CUresult cuMulticastBindMem(CUmemGenericAllocationHandle object, size_t at, CUmemGenericAllocationHandle memory,
 				   size_t offset, size_t size, unsigned long long flags);
 
+EXPORT CUresult cuDeviceGetGraphMemAttribute(CUdevice device, int attribute, void *value);
+
 static char array_there;
 
 CUresult cuArrayCreate_v2(void **array, const void *descriptor)
@@ -25,6 +27,15 @@ CUresult cuArrayCreate_v2(void **array, const void *descriptor)
 CUresult cuArrayDestroy(void *array)
 {
 	return array == &array_there ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+}
+
+/* Some bytes that are used, more that were, and twice as many reserved, on the first device. */
+CUresult cuDeviceGetGraphMemAttribute(CUdevice device, int attribute, void *value)
+{
+	static const cuuint64_t bytes[] = {1 << 20, 2 << 20, 4 << 20, 8 << 20};
+
+	*(cuuint64_t *)value = device ? 0 : bytes[attribute];
+	return CUDA_SUCCESS;
 }
 
 /* To be given a handle that the driver knows. */

@@ -102,6 +102,7 @@ static void cycles(void)
 		ok(fake_pool_command(&pool, CUDAPOOL_PAGE_UNPARK, 1000) == -EALREADY, "it cannot be unparked again");
 		ok(descriptors() == fds, "no descriptor is left");
 		ok(all_hold(), "memory is as it was");
+		ok(pool.page->imported_bytes == 0, "and the process's own");
 		MUST(cuMemGetInfo_v2(&free_after, &total));
 		ok(free_after == free_before, "so is what is free");
 		printf("# gate %u drain %u copy %u export %u map %u us\n", pool.end.phase_us[0], pool.end.phase_us[1],
@@ -237,6 +238,102 @@ static void few(void)
 	ok(WIFEXITED(status) && WEXITSTATUS(status) == 0, "memory is as it was");
 }
 
+/* What the driver does with the process by itself, as a dump without a pool has it. */
+static bool stock(void)
+{
+	static const char *const actions[] = {"lock", "checkpoint", "restore", "unlock"};
+	char command[80];
+	unsigned i;
+
+	for (i = 0; i < sizeof(actions) / sizeof(actions[0]); i++) {
+		snprintf(command, sizeof(command), "cuda-checkpoint --action %s --pid %d", actions[i], getpid());
+		if (system(command)) {
+			printf("# %s fails\n", actions[i]);
+			return false;
+		}
+	}
+	return true;
+}
+
+/* Memory that came back is the process's own: the driver can checkpoint and restore it, as if there were no pool. */
+static void own(void)
+{
+	allocate();
+	ok(fake_pool_park(&pool, 10000) == 0 && fake_pool_unpark(&pool, 10000) == 0, "parks and unparks");
+	ok(pool.end.phase_us[CUDAPOOL_PHASE_COPY] > 0, "the time that copying took is known");
+	ok(stock() && all_hold(), "then the driver checkpoints and restores it");
+	ok(fake_pool_park(&pool, 10000) == 0, "it parks again");
+	ok(pool.end.phase_us[CUDAPOOL_PHASE_COPY] < pool.end.phase_us[CUDAPOOL_PHASE_EXPORT], "with nothing to copy");
+	ok(fake_pool_unpark(&pool, 10000) == 0 && all_hold(), "and unparks");
+}
+
+/* Takes all of the GPU's memory but for `bytes`; shared, so that it is not parked. */
+static void leave_free(size_t bytes)
+{
+	CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+				    .requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
+				    .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
+	CUmemGenericAllocationHandle handle;
+	size_t available, total;
+	int fd;
+
+	MUST(cuMemGetInfo_v2(&available, &total));
+	MUST(cuMemCreate(&handle, (available - bytes) / (2 * MIB) * (2 * MIB), &prop, 0));
+	MUST(cuMemExportToShareableHandle(&fd, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
+	close(fd);
+}
+
+/* There is little memory beside that of the process. */
+static void scarce(void)
+{
+	uint64_t parked = 0, left;
+	int i;
+
+	allocate();
+	for (i = 0; i < blocks; i++)
+		parked += bytes_of(i);
+	leave_free(16 * MIB);
+	pool.keep = true;
+	ok(fake_pool_park(&pool, 10000) == 0 && fake_pool_unpark(&pool, 10000) == 0,
+	   "unparks from a pool that keeps all");
+	left = pool.page->imported_bytes;
+	ok(left < parked && left >= parked - 16 * MIB,
+	   "what there was room for is its own, and the page says how much is not");
+	ok(all_hold(), "memory is as it was");
+	MUST(cuMemFree_v2(block[BLOCKS - 1]));
+	ok(pool.page->imported_bytes == left - bytes_of(BLOCKS - 1), "what is freed counts no more");
+	blocks--;
+	fake_pool_forget(&pool);
+	pool.keep = false;
+	ok(fake_pool_park(&pool, 10000) == 0 && pool.page->imported_bytes == 0, "it can be parked again");
+	pool.batch = 4; /* 8 to 12 MiB */
+	pool.passes = true;
+	ok(fake_pool_unpark(&pool, 10000) == 0 && pool.page->imported_bytes == 0,
+	   "room for a batch is enough where the pool lets go of each one");
+	ok(all_hold() && stock() && all_hold(), "and nothing of it is the pool's");
+}
+
+/* What is left to the driver is known by device. */
+static void left(void)
+{
+	CUdeviceptr there;
+	CUcontext other;
+
+	blocks = 2;
+	allocate();
+	MUST(cuMemAlloc_v2(&there, 3000));
+	MUST(cuDevicePrimaryCtxRetain(&other, 1));
+	MUST(cuCtxSetCurrent(other));
+	MUST(cuMemAlloc_v2(&there, 50000));
+	MUST(cuMemAlloc_v2(&there, 20000));
+	MUST(cuCtxSetCurrent(gpu.ctx));
+	ok(fake_pool_park(&pool, 10000) == 0 && pool.begin.pieces == 2 && pool.begin.devices == 2,
+	   "both devices are named, though only one has pieces");
+	ok(pool.begin.left[0] == 3000 && pool.begin.left[1] == 70000 && !pool.begin.left[2],
+	   "with what is left on each");
+	ok(fake_pool_unpark(&pool, 10000) == 0 && all_hold(), "unparks");
+}
+
 /* What has no CUDA cannot be parked, and what is switched off is not. */
 static void nothing(void)
 {
@@ -259,7 +356,8 @@ int main(int argc, char **argv)
 	static const struct {
 		const char *name;
 		void (*run)(void);
-	} table[] = {{"cycles", cycles}, {"pools", pools}, {"few", few}, {"nothing", nothing}};
+	} table[] = {{"cycles", cycles}, {"pools", pools}, {"few", few}, {"nothing", nothing},
+		     {"own", own},	 {"scarce", scarce}, {"left", left}};
 	unsigned i;
 
 	for (i = 0; i < sizeof(table) / sizeof(table[0]); i++)

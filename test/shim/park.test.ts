@@ -19,9 +19,10 @@ t.test('what the stubs pass on', async (t) => {
 });
 
 t.test('parking', async (t) => {
-  for (const what of ['nothing', 'cycles', 'pools', 'few']) {
+  for (const what of ['nothing', 'cycles', 'pools', 'few', 'own', 'left']) {
     await runTap(t, program('park'), [what], { ...softCuda(t).env, ...preload });
   }
+  await runTap(t, program('park'), ['scarce'], { ...softCuda(t, { SOFTCUDA_MEMORY_MB: '1024' }).env, ...preload });
   await runTap(t, program('park'), ['nothing'], { ...softCuda(t).env, ...preload, CUDAPOOL_PARK: '0' }, 'switched off');
 });
 

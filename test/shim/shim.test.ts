@@ -406,7 +406,7 @@ t.test('cost', async (t) => {
     t.ok(c.with_ns - c.without_ns < 10, 'under 10 ns more');
   }
   const { without_ms, with_ms } = cost.start_up;
-  t.ok(with_ms - without_ms < 1, `a process without CUDA: ${without_ms} and ${with_ms} ms to start and end`);
+  t.ok(with_ms - without_ms < 0.5, `a process without CUDA: ${without_ms} and ${with_ms} ms of processor time`);
 });
 
 // A process with a warm context has a driver to be dumped: that is the pool's affair (test/e2e), so only 'never' goes twice.
