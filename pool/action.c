@@ -29,7 +29,7 @@ const char *action_name(enum cudapool_op op)
 {
 	static const char *const names[] = {"?",          "state",   "restore-tid", "lock",
 					    "checkpoint", "restore", "unlock",      "shim",
-					    "unpark"};
+					    "unpark",     "saved"};
 
 	return op <= CUDAPOOL_OP_LAST ? names[op] : names[0];
 }

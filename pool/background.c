@@ -52,6 +52,14 @@ static bool start_thread(struct background *task)
 	return !err;
 }
 
+static void start_task(struct background *task)
+{
+	if (start_thread(task))
+		return;
+	task->work(task);
+	finish_task(task);
+}
+
 static void start_next(struct loop_timer *timer)
 {
 	struct background *task;
@@ -59,10 +67,7 @@ static void start_next(struct loop_timer *timer)
 	while (running < BACKGROUND_MAX && (task = STAILQ_FIRST(&queued))) {
 		STAILQ_REMOVE_HEAD(&queued, link);
 		running++;
-		if (!start_thread(task)) {
-			task->work(task);
-			finish_task(task);
-		}
+		start_task(task);
 	}
 }
 
@@ -80,7 +85,7 @@ static void task_finished(struct loop_watch *watch, uint32_t events)
 		pthread_mutex_unlock(&lock);
 		if (!task)
 			break;
-		running--;
+		running -= !task->apart;
 		task->done(task);
 	}
 	start_next(&start);
@@ -95,6 +100,10 @@ int background_init(void)
 
 void background_start(struct background *task)
 {
+	if (task->apart) {
+		start_task(task);
+		return;
+	}
 	STAILQ_INSERT_TAIL(&queued, task, link);
 	loop_timer_set(&start, 0);
 }

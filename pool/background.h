@@ -3,6 +3,7 @@
 #ifndef CUDAPOOL_POOL_BACKGROUND_H
 #define CUDAPOOL_POOL_BACKGROUND_H
 
+#include <stdbool.h>
 #include <sys/queue.h>
 
 /*
@@ -15,6 +16,7 @@
 #define BACKGROUND_MAX 4
 
 struct background {				   /* zeroed, and embedded in what is to be done */
+	bool apart;				   /* starts at once, and does not count: it may never end */
 	void (*work)(struct background *task);	   /* in the task's thread */
 	void (*done)(struct background *task);	   /* in the loop's; the task may be freed in it */
 

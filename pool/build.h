@@ -3,7 +3,7 @@
 #ifndef CUDAPOOL_POOL_BUILD_H
 #define CUDAPOOL_POOL_BUILD_H
 
-/* "0.2.0 1f2e3d4c5b6a7988", shorter than CUDAPOOL_BUILD_LEN. */
+/* "0.3.0 1f2e3d4c5b6a7988", shorter than CUDAPOOL_BUILD_LEN. */
 const char *build_name(void);
 
 #endif

@@ -14,9 +14,8 @@
 
 #include "image.h"
 #include "log.h"
-#include "status.h"
 
-#define PREFIX	     "cudapool-"
+#define PREFIX	     DEPOSIT_PREFIX
 #define PROBE_PREFIX PREFIX "probe-"
 #define BATCH	     253 /* descriptors in a message: the kernel's SCM_MAX_FD */
 /*
@@ -173,8 +172,10 @@ static void answered(struct loop_watch *watch, uint32_t events)
 	struct pollfd probe = {.fd = deposit->probe};
 	bool kept = poll(&probe, 1, 0) == 0;
 
+	if (deposit != &self && self.waiting) /* it was asked before, so that is answered by now */
+		answered(&self.barrier, events);
 	stop_waiting(deposit);
-	deposit->done(deposit, kept ? 0 : -EXFULL);
+	deposit->done(deposit, kept || (deposit != &self && state != STATE_ON) ? 0 : -EXFULL);
 }
 
 static void silent(struct loop_timer *timer)
@@ -367,6 +368,7 @@ void deposits_discard(void)
 		passed[i].fd = -1;
 	}
 	if (unknown)
-		status_error("systemd had %u descriptors that belong to no parked process (%s…): let go of", unknown,
-			     example);
+		cudapool_log(CUDAPOOL_LOG_ERR,
+			     "systemd had %u descriptors that belong to no parked process (such as '%s'): let go of",
+			     unknown, example);
 }

@@ -26,6 +26,7 @@
  *
  * Without systemd, or where it keeps no descriptors for this unit (FileDescriptorStoreMax=), there are no deposits.
  */
+#define DEPOSIT_PREFIX	 "cudapool-" /* of the names of all that is ours */
 #define DEPOSIT_LIMIT_MS 5000
 
 struct deposit { /* zeroed, and embedded in what it is of */

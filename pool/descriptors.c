@@ -84,7 +84,7 @@ void descriptors_close(const int *fds, unsigned count, void (*closed)(void *own,
 	unsigned i;
 
 	if (closing) {
-		*closing = (struct closing){.task = {.work = close_work, .done = close_done},
+		*closing = (struct closing){.task = {.apart = true, .work = close_work, .done = close_done},
 					    .closed = closed,
 					    .own = own,
 					    .count = count};

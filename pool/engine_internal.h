@@ -4,6 +4,7 @@
 #define CUDAPOOL_POOL_ENGINE_INTERNAL_H
 
 #include <pthread.h>
+#include <semaphore.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -67,14 +68,31 @@ struct engine_file {
 	int fd;
 	uint8_t *map;  /* of all of it, where that is the quicker way; else NULL */
 	uint64_t size; /* of the map */
-	pthread_mutex_t writing;
+	uint64_t present; /* bytes from the beginning on that have pages already */
+	sem_t allocating;
 };
 
-/* `fd` is new and empty, and will be at most `size` bytes long. */
-void file_begin(struct engine_file *file, int fd, uint64_t size);
-/* Writes all of it, from any thread. 0 or a negative errno. */
-int file_put(struct engine_file *file, const uint8_t *from, uint32_t length, uint64_t at);
+/* `fd` is new, or was an earlier image's: whatever is in it does not count. Blocks end within `size` bytes. */
+void file_begin(struct engine_file *file, int fd, uint64_t size, unsigned allocators);
+/* Sees to it that there is space for blocks, before they are put there. 0 or a negative errno. */
+int file_room(struct engine_file *file, uint64_t at, uint64_t bytes);
+/* Writes all of it, from any thread, and says its checksum. 0 or a negative errno. */
+int file_put(struct engine_file *file, const uint8_t *from, uint32_t length, uint64_t at, uint32_t *crc);
 void file_end(struct engine_file *file);
+
+/* ---- the image being read: engine_view.c ------------------------------------------------------------ */
+
+struct engine_view {
+	int fd;
+	uint8_t *map; /* of all of it, where that is the quicker way; else NULL */
+	uint64_t size;
+};
+
+/* `fd` is a file of `size` bytes. */
+void view_begin(struct engine_view *view, int fd, uint64_t size);
+/* Reads a block, from any thread, and says the checksum of what was read. 0; -EBADMSG: the file is cut off; -errno. */
+int view_get(const struct engine_view *view, uint8_t *to, uint32_t length, uint64_t at, uint32_t *crc);
+void view_end(struct engine_view *view);
 
 /* ---- running: engine.c ----------------------------------------------------------------------------- */
 
@@ -115,6 +133,7 @@ struct run {
 	struct mapping *source; /* copy: of each piece, what it is copied from */
 	size_t chunk;
 	struct engine_file file; /* save */
+	struct engine_view view; /* load */
 	_Atomic uint64_t end;    /* save: where the file's next block goes */
 	_Atomic uint64_t done;   /* bytes */
 

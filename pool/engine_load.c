@@ -5,19 +5,19 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "checksum.h"
 #include "engine_internal.h"
 
 static int read_block(struct run *run, uint8_t *to, uint32_t length, const struct image_block *block, uint32_t piece,
 		      char *text)
 {
 	unsigned long long number = (unsigned long long)(block - run->image.block) - run->image.first[piece];
-	int err = image_pread(run->job->file, to, length, block->at);
+	uint32_t crc;
+	int err = view_get(&run->view, to, length, block->at, &crc);
 
 	if (err) {
 		snprintf(text, CUDAPOOL_TEXT_LEN, "block %llu of piece %u cannot be read from the image: %s", number,
 			 piece, err == -EBADMSG ? "the file is cut off" : strerror(-err));
-	} else if (checksum_crc32c(0, to, length) != block->crc) {
+	} else if (crc != block->crc) {
 		snprintf(
 			text, CUDAPOOL_TEXT_LEN,
 			"the checksum of block %llu of piece %u is wrong: the image is damaged, use another copy of it",
@@ -91,7 +91,9 @@ int engine_load(struct engine_job *job)
 		image_free(&run.image);
 		return -EBADMSG;
 	}
+	view_begin(&run.view, job->file, run.image.header.file_size);
 	err = run_pieces(&run, job, &work, load_map);
+	view_end(&run.view);
 	run_end(&run);
 	return err;
 }

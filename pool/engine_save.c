@@ -16,8 +16,9 @@ static int save_start(struct run *run, struct lane *lane, unsigned slot, const s
 	return *cu == CUDA_SUCCESS ? 0 : driver_failed(*cu, "cuMemcpyDtoHAsync", text);
 }
 
-/* Places for the chunk's blocks that are not zero, one behind the other in the file. Returns where it begins. */
-static uint64_t place_blocks(struct run *run, const uint8_t *from, const struct chunk *chunk, struct image_block *block)
+/* Places for the chunk's blocks that are not zero, one behind the other in the file: *at is where they begin. */
+static int place_blocks(struct run *run, const uint8_t *from, const struct chunk *chunk, struct image_block *block,
+			uint64_t *at)
 {
 	uint64_t bytes = 0, offset;
 	uint32_t length;
@@ -29,7 +30,15 @@ static uint64_t place_blocks(struct run *run, const uint8_t *from, const struct 
 		block[offset / IMAGE_BLOCK].at = 1; /* somewhere */
 		bytes += image_aligned(length);
 	}
-	return bytes ? atomic_fetch_add(&run->end, bytes) : 0;
+	*at = atomic_fetch_add(&run->end, bytes);
+	return file_room(&run->file, *at, bytes);
+}
+
+static int cannot_write(int error, char *text)
+{
+	snprintf(text, CUDAPOOL_TEXT_LEN, "the image cannot be written: %s%s", strerror(-error),
+		 error == -ENOSPC ? ": make room in the file system of the checkpoint" : "");
+	return error;
 }
 
 static int save_finish(struct run *run, struct lane *lane, unsigned slot, const struct chunk *chunk, char *text,
@@ -37,23 +46,20 @@ static int save_finish(struct run *run, struct lane *lane, unsigned slot, const 
 {
 	struct image_block *block = &run->image.block[run->image.first[chunk->piece] + chunk->offset / IMAGE_BLOCK];
 	const uint8_t *from = lane->buffer[slot];
-	uint64_t at = place_blocks(run, from, chunk, block), offset;
+	uint64_t at, offset;
 	uint32_t length;
-	int err;
+	int err = place_blocks(run, from, chunk, block, &at);
 
-	/* Block by block, so that it is written while the checksum still has it in the cache. */
+	if (err)
+		return cannot_write(err, text);
 	for (offset = 0; offset < chunk->bytes; offset += length, block++) {
 		length = image_block_length(chunk->bytes, offset / IMAGE_BLOCK);
 		if (!block->at)
 			continue;
 		block->at = at;
-		block->crc = checksum_crc32c(0, from + offset, length);
-		err = file_put(&run->file, from + offset, length, at);
-		if (err) {
-			snprintf(text, CUDAPOOL_TEXT_LEN, "the image cannot be written: %s%s", strerror(-err),
-				 err == -ENOSPC ? ": make room in the file system of the checkpoint" : "");
-			return err;
-		}
+		err = file_put(&run->file, from + offset, length, at, &block->crc);
+		if (err)
+			return cannot_write(err, text);
 		at += image_aligned(length);
 	}
 	return 0;
@@ -81,7 +87,8 @@ int engine_save(struct engine_job *job)
 	if (err)
 		return err;
 	run.end = IMAGE_HEADER_SIZE;
-	file_begin(&run.file, job->file, run.end + run.image.header.blocks * IMAGE_BLOCK);
+	file_begin(&run.file, job->file, run.end + run.image.header.blocks * IMAGE_BLOCK,
+		   job->allocators ? job->allocators : ENGINE_ALLOCATORS);
 	err = run_pieces(&run, job, &work, save_map);
 	file_end(&run.file);
 	if (!err)

@@ -402,8 +402,12 @@ static void take_over(const struct journal_record *record)
 		return;
 	holding->held = held;
 	holding->unclear = record->pending != 0;
+	/* A restored process is due its memory only once it is unlocked. */
+	holding->dump_undone = (held & JOURNAL_HELD_PARKED) && (held & (JOURNAL_HELD_LOCKED | JOURNAL_HELD_CHECKPOINTED));
 	memcpy(holding->token, record->token, sizeof(holding->token));
 	memcpy(holding->dir, record->dir, sizeof(holding->dir) - 1);
+	if (held & JOURNAL_HELD_PARKED)
+		holding->park = store_adopt(holding->token, &holding->process, holding->dir);
 	cudapool_log(CUDAPOOL_LOG_INFO, "process %d is held since an earlier keeper, for %s", holding->process.pid,
 		     !holding->owner	     ? "nobody"
 		     : holding->owner->dead ? "an owner that is dead"

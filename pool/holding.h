@@ -42,14 +42,16 @@ struct holding {
 	struct park *park;
 	struct store_gift gift;
 	struct { /* for the statistics, from one operation to the next */
-		uint64_t lock_us, restore_us, unlock_us;
+		uint64_t lock_us, checkpoint_us, restore_us, unlock_us;
 		uint64_t parked_bytes, left_bytes;
 		uint64_t left[CUDAPOOL_LEFT_KINDS];
 		struct cudapool_channel_end end; /* where `ended`: of the last park or unpark */
 		bool ended;
+		bool unsaved; /* checkpointed: the record of this dump is SAVED's to write, once */
 		char why[CUDAPOOL_TEXT_LEN]; /* nothing was parked */
 	} story;
 	bool gifted;		   /* `gift` is begun, and store_gave() is due */
+	bool dump_undone;	   /* an earlier keeper parked it: what it gets, also from the image, is its own again */
 	uint8_t token[CUDAPOOL_TOKEN_LEN]; /* of the memory that is held (JOURNAL_HELD_PARKED) or gifted */
 	char dir[JOURNAL_DIR_MAX];	   /* where its image is, or will be */
 

@@ -42,7 +42,8 @@
 /*
  * Who calls whom, from the outside in: keeper accepts; peer and request speak with clients; session knows the rules,
  * undo gives back, operation puts together what is asked for; park speaks with shims, store has the memory, holding
- * keeps book of who owns what; action and worker_link have things done. Answers come back by callbacks, which are set
+ * keeps book of who owns what, deposit leaves with systemd what must outlive this process; action and worker_link have
+ * things done. Answers come back by callbacks, which are set
  * here.
  */
 static struct listener listener;
@@ -67,8 +68,9 @@ static void look_for_end(struct loop_timer *timer)
 		return;
 	}
 	if (holding_unsaved())
-		status_error("the memory of %u processes is lost with this pool: no complete image after %u s",
-			     holding_unsaved(), SAVE_MS / 1000);
+		status_error("the memory of %u processes %s: no complete image after %u s", holding_unsaved(),
+			     deposits_possible() ? "stays with systemd for the next pool" : "is lost with this pool",
+			     SAVE_MS / 1000);
 	loop_quit();
 }
 

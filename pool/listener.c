@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "deposit.h"
 #include "notify.h"
 
 #define BACKLOG    128
@@ -35,7 +36,7 @@ static bool is_passed_socket(const struct notify_passed *passed)
 {
 	struct stat st;
 
-	return passed->fd >= 0 && strncmp(passed->name, "cudapool-", 9) &&
+	return passed->fd >= 0 && strncmp(passed->name, DEPOSIT_PREFIX, strlen(DEPOSIT_PREFIX)) &&
 	       (!passed->name[0] || (!fstat(passed->fd, &st) && S_ISSOCK(st.st_mode)));
 }
 

@@ -15,7 +15,8 @@ static struct operation_config config;
 
 static bool changes(enum cudapool_op op)
 {
-	return (op >= CUDAPOOL_OP_LOCK && op <= CUDAPOOL_OP_UNLOCK) || op == CUDAPOOL_OP_UNPARK;
+	return (op >= CUDAPOOL_OP_LOCK && op <= CUDAPOOL_OP_UNLOCK) || op == CUDAPOOL_OP_UNPARK ||
+		op == CUDAPOOL_OP_SAVED;
 }
 
 void operation_say(struct operation *operation, const char *format, ...)
@@ -64,12 +65,12 @@ void operation_finish(struct operation *operation, int error)
 
 	operation->error = error;
 	take_out(operation);
-	if (operation->op == CUDAPOOL_OP_UNPARK) {
+	if (operation->op == CUDAPOOL_OP_UNPARK || operation->op == CUDAPOOL_OP_SAVED) /* no action of the driver's */
 		status_count_action(operation->op, error, operation->elapsed_us);
+	if (operation->op == CUDAPOOL_OP_UNPARK)
 		cudapool_log(CUDAPOOL_LOG_ACTION, "unpark %d: %s%s%s, %llu bytes, %u us", operation->process->pid,
 			     error ? strerror(-error) : "ok", operation->text[0] ? ": " : "", operation->text,
 			     (unsigned long long)operation->parked_bytes, operation->elapsed_us);
-	}
 	if (undo) { /* done() sees to the holding */
 		if (holding)
 			holding->operation = NULL;
@@ -230,6 +231,7 @@ void operation_note(struct operation *operation, enum cudapool_stage stage, int 
 		note.end = holding->story.ended ? &holding->story.end : NULL;
 		memcpy(note.left, holding->story.left, sizeof(note.left));
 		note.lock_us = holding->story.lock_us;
+		note.checkpoint_us = holding->story.checkpoint_us;
 		note.restore_us = holding->story.restore_us;
 		note.unlock_us = holding->story.unlock_us;
 		if (!error && !operation->text[0])
@@ -269,6 +271,9 @@ static void begin(struct loop_timer *timer)
 		break;
 	case CUDAPOOL_OP_CHECKPOINT:
 		operation_checkpoint(operation);
+		break;
+	case CUDAPOOL_OP_SAVED:
+		operation_saved(operation);
 		break;
 	case CUDAPOOL_OP_RESTORE:
 		operation_restore(operation);
@@ -331,6 +336,10 @@ static bool stop_step(struct operation *operation)
 			parking_close(parking);
 		return true;
 	}
+	if (operation->op == CUDAPOOL_OP_SAVED) {
+		store_cancel(&operation->waiter);
+		return true;
+	}
 	return operation->op == CUDAPOOL_OP_LOCK && parking->park && parking_cancel(parking);
 }
 
@@ -357,6 +366,8 @@ void operation_process_died(struct operation *operation)
 	operation->save_error = -ESRCH;
 	operation_say(operation, "process %d ended before the image of its GPU memory was complete",
 		      operation->process->pid);
+	if (operation->op == CUDAPOOL_OP_SAVED && operation->holding->story.unsaved) /* which its CHECKPOINT has left to it */
+		operation_note(operation, CUDAPOOL_STAGE_DUMP, -ESRCH);
 	if (!operation->acting)
 		operation_finish(operation, -ESRCH);
 }

@@ -18,7 +18,8 @@
 
 /*
  *   LOCK        page and channel: park -> the driver's lock. What fails after the park is followed by an unpark.
- *   CHECKPOINT  the driver's checkpoint, beside the end of saving
+ *   CHECKPOINT  the driver's checkpoint, beside the end of saving; for a plugin, without that
+ *   SAVED       the end of saving
  *   RESTORE     claim -> the driver's restore
  *   UNLOCK      the driver's unlock; then the memory is due
  *   UNPARK      give -> page and channel: unpark
@@ -33,6 +34,7 @@ struct operation {
 	struct owner *owner;	       /* for whom; the caller's reference; NULL: nobody */
 	bool at_close;		       /* as in struct holding */
 	bool dropin;		       /* nobody will ask for UNPARK: UNLOCK begins it */
+	bool asks_saved;	       /* SAVED will be asked for: CHECKPOINT does not wait for the image */
 	bool undo;		       /* of a holding that is given back: does nothing to one that was forgotten */
 	bool failed_dump;	       /* and what was parked will never be restored */
 	struct store_dir *dir;	       /* the caller's reference; NULL: the pool's own */
@@ -55,7 +57,7 @@ struct operation {
 	bool abandoned;		 /* nobody waits for it any more: it takes nothing that it has not taken yet */
 	bool begun;		 /* it was its turn */
 	bool acting;		 /* `action` is under way */
-	bool saving;		 /* CHECKPOINT: the image is not complete yet */
+	bool saving;		 /* CHECKPOINT, SAVED: the image is not complete yet */
 	int save_error;
 	bool give_back;		 /* what it holds is to be given back when it ends */
 	struct holding *holding; /* on its process; NULL: none */

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/* Operations of a dump: LOCK, which parks first, and CHECKPOINT, which waits for the image. */
+/* Operations of a dump: LOCK, which parks first, CHECKPOINT, and SAVED, which waits for the image. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -9,7 +9,7 @@
 
 /* ---- LOCK --------------------------------------------------------------------------------------- */
 
-/* LOCK ends; the statistics of a dump that goes on are continued by CHECKPOINT. */
+/* LOCK ends; the statistics of a dump that goes on are continued by CHECKPOINT and SAVED. */
 static void lock_ended(struct operation *operation, int error)
 {
 	struct holding *holding = operation->holding;
@@ -90,8 +90,8 @@ static void lock_stock(struct operation *operation)
 	uint64_t bytes = imported_bytes(operation->process);
 	char why[sizeof(operation->text)];
 
-	operation->path = CUDAPOOL_PATH_STOCK;
 	if (bytes) {
+		operation->path = CUDAPOOL_PATH_PARKED; /* that it was not: so no client tries the driver's way itself */
 		memcpy(why, operation->text, sizeof(why));
 		operation_say(operation,
 			      "%llu MiB of process %d are the pool's memory: the driver could checkpoint it, and never "
@@ -100,6 +100,7 @@ static void lock_stock(struct operation *operation)
 		lock_ended(operation, -ENOTSUP);
 		return;
 	}
+	operation->path = CUDAPOOL_PATH_STOCK;
 	operation_act(operation, CUDAPOOL_OP_LOCK, operation->timeout_ms, locked);
 }
 
@@ -213,11 +214,22 @@ void operation_lock(struct operation *operation)
 	}
 }
 
-/* ---- CHECKPOINT --------------------------------------------------------------------------------- */
+/* ---- CHECKPOINT and SAVED ----------------------------------------------------------------------- */
 
+/* With the last one that is asked for, the statistics of this dump are complete. */
 static void checkpoint_ended(struct operation *operation, int error)
 {
-	operation_note(operation, CUDAPOOL_STAGE_DUMP, error);
+	struct holding *holding = operation->holding;
+	bool saved = operation->op == CUDAPOOL_OP_SAVED;
+
+	if (!error && !saved && operation->asks_saved && holding && holding->park) {
+		holding->story.checkpoint_us = operation->elapsed_us;
+		holding->story.unsaved = true;
+	} else if (!saved || holding->story.unsaved) {
+		operation_note(operation, CUDAPOOL_STAGE_DUMP, error);
+		if (saved)
+			holding->story.unsaved = false;
+	}
 	operation_finish(operation, error);
 }
 
@@ -241,17 +253,39 @@ static void checkpointed(struct operation *operation, int error)
 		checkpoint_ended(operation, error ? error : operation->save_error);
 }
 
-void operation_checkpoint(struct operation *operation)
+static void wait_for_image(struct operation *operation)
 {
-	struct holding *holding = operation->holding;
+	operation->saving = true;
+	operation->waiter = (struct store_waiter){.done = saving_ended};
+	store_wait_saved(operation->holding->park, &operation->waiter);
+}
 
-	operation_act(operation, CUDAPOOL_OP_CHECKPOINT, 0, checkpointed);
+/* False: nothing of the process is parked. */
+static bool is_parked(struct operation *operation)
+{
+	const struct holding *holding = operation->holding;
+
 	if (!holding || !holding->park)
-		return;
+		return false;
 	operation->path = CUDAPOOL_PATH_PARKED;
 	operation->parked_bytes = holding->story.parked_bytes;
 	operation->left_bytes = holding->story.left_bytes;
-	operation->saving = true;
-	operation->waiter = (struct store_waiter){.done = saving_ended};
-	store_wait_saved(holding->park, &operation->waiter);
+	return true;
+}
+
+void operation_checkpoint(struct operation *operation)
+{
+	if (operation->dir)
+		store_dir_parked(operation->dir); /* CRIU locks all before it checkpoints the first */
+	operation_act(operation, CUDAPOOL_OP_CHECKPOINT, 0, checkpointed);
+	if (is_parked(operation) && !operation->asks_saved)
+		wait_for_image(operation);
+}
+
+void operation_saved(struct operation *operation)
+{
+	if (is_parked(operation))
+		wait_for_image(operation);
+	else
+		operation_finish(operation, 0);
 }

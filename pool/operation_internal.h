@@ -7,7 +7,7 @@
 
 /*
  * operation.c          turns, the driver's actions, beginning and end
- * operation_dump.c     LOCK and CHECKPOINT
+ * operation_dump.c     LOCK, CHECKPOINT and SAVED
  * operation_restore.c  RESTORE, UNLOCK and UNPARK
  *
  * Each step ends by beginning the next, or with operation_finish(), after which the operation is gone.
@@ -57,6 +57,7 @@ void operation_unpark(struct operation *operation, void (*after)(struct operatio
 /* Where the operations of these kinds begin. */
 void operation_lock(struct operation *operation);
 void operation_checkpoint(struct operation *operation);
+void operation_saved(struct operation *operation);
 void operation_restore(struct operation *operation);
 void operation_unlock(struct operation *operation);
 void operation_unpark_asked(struct operation *operation);

@@ -7,6 +7,12 @@
 
 #include "operation_internal.h"
 
+/* How its memory comes back, as clients and statistics are told. */
+static enum cudapool_path path_of(const struct holding *holding)
+{
+	return holding->dump_undone ? CUDAPOOL_PATH_RETURNED : holding->gift.path;
+}
+
 /* ---- giving memory back ------------------------------------------------------------------------- */
 
 /* It says that its memory is there already: then an earlier attempt came through that was thought lost. */
@@ -36,7 +42,7 @@ static void unparked(struct parking *parking)
 	if (err) {
 		operation_say(operation, "%s", parking->text);
 	} else {
-		operation->path = holding->gift.path;
+		operation->path = path_of(holding);
 		holding->story.end = parking->end;
 		holding->story.ended = parking->ended;
 		if (operation->op == CUDAPOOL_OP_UNPARK)
@@ -130,7 +136,7 @@ static void claimed(struct operation *operation, int error)
 
 	holding->gifted = !error;
 	if (!error) {
-		operation->path = holding->gift.path;
+		operation->path = path_of(holding);
 		operation->parked_bytes = holding->gift.begin.bytes;
 	}
 	operation->after(operation, error);
@@ -216,7 +222,7 @@ static void restore_claimed(struct operation *operation, int error)
 {
 	if (error && error != -ENODATA)
 		end(operation, true, error);
-	else if (error || operation->path == CUDAPOOL_PATH_RETURNED)
+	else if (error || operation->holding->gift.path == CUDAPOOL_PATH_RETURNED)
 		store_make_room(operation->process, operation_waits(operation, room_made));
 	else
 		room_made(operation, 0); /* the claim has counted what the driver needs */

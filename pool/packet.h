@@ -40,6 +40,7 @@ int packet_send(int fd, enum cudapool_channel_type type, void *message, size_t s
  */
 int packet_receive(int fd, union packet *packet, int fds[CUDAPOOL_CHANNEL_BATCH], unsigned *count);
 
+/* Beside the loop: what a shim has sent may take any time to be closed. */
 void packet_close_all(const int *fds, unsigned count);
 
 #endif

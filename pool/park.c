@@ -32,6 +32,7 @@ static void let_go(struct parking *parking)
 	loop_timer_cancel(&parking->limit);
 	loop_timer_cancel(&parking->look);
 	store_cancel(&parking->passed);
+	store_cancel(&parking->deposit);
 	if (parking->step == PARKING_ACK)
 		cudapool_shim_leave(&parking->shim, true);
 	/* The shim may have a copy of our end still, so that closing ours would tell it nothing. */
@@ -91,6 +92,12 @@ static void limit_reached(struct loop_timer *timer)
 {
 	struct parking *parking = container_of(timer, struct parking, limit);
 
+	if (parking->step == PARKING_DEPOSIT) {
+		fail(parking, -ETIMEDOUT,
+		     "systemd did not take the descriptors of process %d in the time that its park has (%u ms in all)",
+		     parking->process->pid, parking->limit_ms);
+		return;
+	}
 	fail(parking, -ETIMEDOUT, "the shim of process %d did not %s within %u ms%s", parking->process->pid,
 	     parking->step <= PARKING_ACK ? "answer" : parks(parking) ? "park its memory" : "map its memory back",
 	     parking->limit_ms, process_stopped(parking->process) ? ": threads of it are stopped" : "");
@@ -113,18 +120,24 @@ static void note_left(struct parking *parking, const struct cudapool_page *page)
 	parking->left_bytes = cudapool_shim_left(page);
 }
 
-/* All pieces are there. From GO on they are the pool's, so everything that may fail comes before. */
-static void take(struct parking *parking)
+static uint64_t time_left_ms(const struct parking *parking)
 {
-	struct cudapool_page page;
+	uint64_t spent_ms = (loop_now_us() - parking->started_us) / 1000;
+
+	return spent_ms < parking->limit_ms ? parking->limit_ms - spent_ms : 0;
+}
+
+/* From GO on the pieces are the pool's, so everything that may fail comes before. */
+static void take(struct store_waiter *waiter, int error, const char *text)
+{
+	struct parking *parking = container_of(waiter, struct parking, deposit);
 	int err;
 
-	if (parking->bytes != parking->announced) {
-		fail_protocol(parking, "announced another size than it sent");
+	if (error) {
+		fail(parking, error, "%s", text);
 		return;
 	}
-	if (!cudapool_shim_read(&parking->shim, &page))
-		note_left(parking, &page);
+	loop_timer_set(&parking->limit, time_left_ms(parking));
 	err = parking->before_go(parking);
 	if (err) {
 		finish(parking, err);
@@ -139,6 +152,22 @@ static void take(struct parking *parking)
 	parking->step = PARKING_END;
 	if (!send_small(parking, CUDAPOOL_CHANNEL_GO)) /* it may yet have said why it closed: that is read next */
 		cudapool_log(CUDAPOOL_LOG_INFO, "the shim of process %d is gone before GO", parking->process->pid);
+}
+
+static void all_came(struct parking *parking)
+{
+	struct cudapool_page page;
+
+	if (parking->bytes != parking->announced) {
+		fail_protocol(parking, "announced another size than it sent");
+		return;
+	}
+	if (!cudapool_shim_read(&parking->shim, &page))
+		note_left(parking, &page);
+	parking->step = PARKING_DEPOSIT;
+	parking->deposit.done = take;
+	loop_timer_set(&parking->limit, time_left_ms(parking) / 2); /* so that the shim still waits, and hears no */
+	store_deposit(parking->park, parking->device_left, &parking->deposit);
 }
 
 /* False: it cannot be true. */
@@ -184,7 +213,7 @@ static void begin_came(struct parking *parking, const struct cudapool_channel_be
 	}
 	parking->step = PARKING_PIECES;
 	if (!parking->pieces)
-		take(parking);
+		all_came(parking);
 }
 
 static const char *objection(const struct parking *parking, const struct cudapool_channel_pieces *pieces,
@@ -235,7 +264,7 @@ static void pieces_came(struct parking *parking, const struct cudapool_channel_p
 	else if (!send_small(parking, CUDAPOOL_CHANNEL_ACK))
 		fail_protocol(parking, "does not take the acknowledgement of its pieces");
 	else if (parking->next == parking->pieces)
-		take(parking);
+		all_came(parking);
 }
 
 /* ---- unparking -------------------------------------------------------------------------------- */
@@ -244,7 +273,8 @@ static void pieces_came(struct parking *parking, const struct cudapool_channel_p
 static uint32_t batch_from(const struct parking *parking)
 {
 	const struct cudapool_channel_piece *piece = parking->gift->piece + parking->next;
-	uint32_t left = parking->pieces - parking->next, most = left < CUDAPOOL_CHANNEL_BATCH ? left : CUDAPOOL_CHANNEL_BATCH;
+	uint32_t left = parking->pieces - parking->next;
+	uint32_t most = left < CUDAPOOL_CHANNEL_BATCH ? left : CUDAPOOL_CHANNEL_BATCH;
 	uint64_t bytes = piece[0].bytes;
 	uint32_t count = 1;
 

@@ -49,6 +49,7 @@ struct parking {
 		PARKING_ACK,	/* until the shim has acknowledged the command */
 		PARKING_BEGIN,	/* a message of this kind is expected */
 		PARKING_PIECES,
+		PARKING_DEPOSIT, /* until all pieces are with systemd, too */
 		PARKING_END,
 		PARKING_SEND,	/* a message could not be sent yet */
 		PARKING_PASS,	/* until there is room for the copies of the next batch */
@@ -57,6 +58,7 @@ struct parking {
 	struct cudapool_shim shim;
 	struct loop_timer look, limit;
 	struct loop_watch channel;
+	struct store_waiter deposit;
 	uint64_t started_us;
 	uint32_t seq;
 	uint32_t pieces, next; /* of all; that the other side has (or we have) */

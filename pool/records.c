@@ -24,7 +24,7 @@ struct record {
 	char why[CUDAPOOL_TEXT_LEN], container[ID_LEN + 1], name[16], token[2 * IMAGE_TOKEN_LEN + 1];
 	int pid, tier; /* enum cudapool_tier; -1: none */
 	time_t at;
-	uint64_t parked_bytes, image_bytes, stored_bytes, save_us, claim_us, load_us;
+	uint64_t parked_bytes, image_bytes, stored_bytes, recycled_bytes, save_us, claim_us, load_us;
 };
 
 static struct record last[RECORDS_KEPT];
@@ -130,6 +130,7 @@ static void put_record(struct cudapool_json *json, const struct record *record)
 	cudapool_json_number(json, "parked_bytes", (long long)record->parked_bytes);
 	cudapool_json_number(json, "image_bytes", (long long)record->image_bytes);
 	cudapool_json_number(json, "stored_bytes", (long long)record->stored_bytes);
+	cudapool_json_number(json, "recycled_bytes", (long long)record->recycled_bytes);
 	put_left(json, record->note.left);
 	put_phases(json, record);
 	cudapool_json_number(json, "held_threads", record->end.held);
@@ -223,6 +224,7 @@ void store_note(struct store_dir *dir, const struct park *park, const struct sto
 		record->image_bytes = park->image_bytes;
 		record->stored_bytes = park->header.stored;
 		record->save_us = note->stage == CUDAPOOL_STAGE_DUMP ? park->save_us : 0;
+		record->recycled_bytes = note->stage == CUDAPOOL_STAGE_DUMP ? park->recycled_bytes : 0;
 	}
 	if (gift) {
 		record->claim_us = gift->claim_us;

@@ -21,6 +21,7 @@
  *       token          of the park, hexadecimal; "" if there is none
  *       tier           restore: where the memory was: "hot" | "staged" | "cold"; null
  *       parked_bytes, image_bytes (of the file), stored_bytes (in it: not zero)
+ *       recycled_bytes dump: of the file of an earlier dump's image that was written over; 0: a new file
  *       left_bytes     { small, ordered, managed, array, shared, refused }: GPU memory that was not parked, by kind
  *       phases_us      { gate, drain, copy, export, map: in the shim; lock, checkpoint, restore, unlock: in the driver;
  *                        save: writing the image; claim: until there was memory; load: loading or copying it;

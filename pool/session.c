@@ -165,6 +165,7 @@ int session_start(struct session_request **result, const struct session_client *
 		.owner = client->owner,
 		.at_close = client->plugin,
 		.dropin = client->dropin,
+		.asks_saved = client->plugin,
 		.failed_dump = op == CUDAPOOL_OP_UNPARK && client->dumps && !client->goes_on,
 		.dir = client->dir,
 		.hot = client->hot,

@@ -93,8 +93,7 @@ struct park *park_by_token(const uint8_t token[16])
 
 static void close_image(struct park *park)
 {
-	if (park->image >= 0)
-		close(park->image);
+	files_close(park->image);
 	park->image = -1;
 }
 
@@ -108,11 +107,11 @@ static void leave_dir(struct park *park)
 static void free_park(struct park *park)
 {
 	LIST_REMOVE(park, link);
+	deposit_end(&park->deposit);
 	job_cancel(&park->save);
 	memory_free(park->hot);
 	memory_free(park->early);
-	if (park->part >= 0)
-		close(park->part);
+	files_close(park->part);
 	close_image(park);
 	leave_dir(park);
 	free(park->piece);
@@ -211,7 +210,27 @@ void park_lost_image(struct park *park)
 	park_settle(park);
 }
 
-static struct park *new_park(void)
+static bool park_has_image(const struct park *park, uint64_t dev, uint64_t ino)
+{
+	return (park->image >= 0 || park->path) && park->dev == dev && park->ino == ino;
+}
+
+bool park_release_image(uint64_t dev, uint64_t ino)
+{
+	struct park *park;
+
+	LIST_FOREACH(park, &parks, link)
+		if (park_has_image(park, dev, ino) && park_in_use(park))
+			return false;
+	LIST_FOREACH(park, &parks, link)
+		if (park_has_image(park, dev, ino)) {
+			park_lost_image(park);
+			close_image(park);
+		}
+	return true;
+}
+
+struct park *park_new(void)
 {
 	struct park *park = calloc(1, sizeof(*park));
 
@@ -246,7 +265,7 @@ struct park *park_of_image(const struct image_header *header, struct image_piece
 	if (park) {
 		free(piece); /* known already; the file may be another copy of it, and is the newest to be seen */
 	} else {
-		park = new_park();
+		park = park_new();
 		if (!park) {
 			free(piece);
 			close(fd);
@@ -270,7 +289,7 @@ struct park *park_of_image(const struct image_header *header, struct image_piece
 
 struct park *store_begin(struct store_dir *dir, const struct process *process)
 {
-	struct park *park = new_park();
+	struct park *park = park_new();
 
 	if (!park)
 		return NULL;
@@ -339,6 +358,7 @@ void store_abandon(struct park *park)
 {
 	park->held = false;
 	park->life = PARK_DROPPED;
+	deposit_end(&park->deposit);
 	memory_free(park->hot);
 	park->hot = NULL;
 	park_settle(park);
@@ -362,6 +382,7 @@ void store_dropped(struct park *park)
 	bool saved = park->life == PARK_SAVED;
 
 	park->life = PARK_DROPPED;
+	deposit_end(&park->deposit);
 	save_stop(park);
 	if (saved)
 		save_remove_image(park);

@@ -39,9 +39,9 @@ struct store_dir;
 int store_init(const struct cudapool_options *options);
 
 /*
- * DUMP: removes the images, and half-written ones, of earlier dumps from it and begins a dump (a random id). Takes
- * `fd`. RESTORE, PREFETCH: checks the header and tables of every image in it and begins to load what is not hot. *found
- * is
+ * DUMP: removes the images, and half-written ones, of earlier dumps from it and begins a dump (a random id). Their
+ * files may be written over for the new images. Takes `fd`. RESTORE, PREFETCH: checks the header and tables of every
+ * image in it and begins to load what is not hot. *found is
  * filled in but for its header, also on failure. done (PREFETCH; else NULL): when `tier` is reached; PREFETCH without
  * it only reads, so that store_find() finds.
  * NULL: found->error and found->text say why.
@@ -59,6 +59,8 @@ struct store_dir *store_open(int fd, const struct cudapool_images *request, stru
 struct store_dir *store_own(char *text);
 /* CRIU_CUDA_STREAMS and CRIU_CUDA_CHUNK_MB as the client said in HELLO; 0: the pool's default. */
 void store_dir_tune(struct store_dir *dir, unsigned streams, unsigned chunk_mb);
+/* DUMP: no more parks will begin, so what is left of the files of earlier dumps goes. */
+void store_dir_parked(struct store_dir *dir);
 /* Where it was when it was opened (an absolute path), for the keeper's journal; "" where that cannot be told. */
 const char *store_dir_path(const struct store_dir *dir);
 void store_dir_hold(struct store_dir *dir); /* one reference more */
@@ -74,6 +76,11 @@ const uint8_t *store_token(const struct park *park);
 int store_describe(struct park *park, const struct cudapool_channel_begin *begin);
 /* `count` pieces with a descriptor each, which it takes, also on failure. Saving may begin at once. */
 int store_add(struct park *park, const struct cudapool_channel_piece *pieces, const int *fds, unsigned count);
+/*
+ * All pieces are there: under systemd they are left with it as well (deposit.h), so that a keeper that is killed from
+ * GO on loses nothing. done(): 0: store_taken() may follow; or an error, and it must not. May be cancelled.
+ */
+void store_deposit(struct park *park, const uint64_t left[CUDAPOOL_CHANNEL_DEVICES], struct store_waiter *waiter);
 /* All pieces are there, and the shim is told GO. left: bytes by device that the driver carries. */
 int store_taken(struct park *park, const uint64_t left[CUDAPOOL_CHANNEL_DEVICES]);
 /* Before store_taken(): forgets it and closes everything. */
@@ -93,6 +100,12 @@ bool store_saved(const struct park *park);
 void store_dropped(struct park *park);
 /* The process that it was taken from has ended. A saved park stays, for restores; one that is not is dropped. */
 void store_orphaned(struct park *park);
+/*
+ * After a keeper that was killed: the park of this living process, as after store_taken(), if that keeper left it with
+ * systemd and had not completed the image, which then is written anew (into `path`, where that one wrote). NULL: there
+ * is none, or it cannot be used, which was said.
+ */
+struct park *store_adopt(const uint8_t token[CUDAPOOL_TOKEN_LEN], const struct process *process, const char *path);
 /*
  * From store_begin() on, `park` stays valid until one of store_abandon(), store_dropped(), store_orphaned(), and
  * store_gave()
@@ -138,9 +151,9 @@ void store_make_room(const struct process *process, struct store_waiter *waiter)
 /* done(): the memory of a claimed gift is there in full; pieces and fds may be sent. */
 void store_give(struct store_gift *gift, struct store_waiter *waiter);
 /*
- * The shim has copied the pieces before `upto` into memory of the process's own. They are closed, if the gift was moved,
- * copied or loaded: then there is the image, from which it is loaded again should the rest never arrive. done(): there
- * is room for more.
+ * The shim has copied the pieces before `upto` into memory of the process's own. They are closed, unless they were
+ * parked by that very process: then there is the image, from which it is loaded again should the rest never arrive.
+ * done(): there is room for more.
  */
 void store_passed(struct store_gift *gift, unsigned upto, struct store_waiter *waiter);
 /*

@@ -78,11 +78,15 @@ static int for_each(struct store_dir *dir, bool part, int (*each)(struct store_d
 
 /* ---- dump --------------------------------------------------------------------------------------- */
 
-static int remove_one(struct store_dir *dir, const char *name, void *context)
+static int clear_one(struct store_dir *dir, const char *name, void *context)
 {
-	if (unlinkat(dir->fd, name, 0) && errno != ENOENT)
-		return -errno;
-	return 0;
+	return files_keep(dir, name);
+}
+
+/* The pool's own directory has images of many dumps. */
+static int sweep_one(struct store_dir *dir, const char *name, void *context)
+{
+	return files_sweep(dir, name);
 }
 
 /* Parks whose images have just been removed. */
@@ -97,8 +101,10 @@ static void lose_images(void)
 
 static int begin_dump(struct store_dir *dir, struct cudapool_found *found)
 {
-	int err = dir->own ? 0 : for_each(dir, true, remove_one, NULL);
+	int err = dir->own ? 0 : for_each(dir, true, clear_one, NULL);
 
+	if (dir->own)
+		for_each(dir, true, sweep_one, NULL); /* what it does not get to is only clutter */
 	if (!err && !dir->own) {
 		records_remove(dir->fd);
 		lose_images();
@@ -349,6 +355,18 @@ struct store_dir *store_open(int fd, const struct cudapool_images *request, stru
 	return dir;
 }
 
+struct store_dir *dir_again(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	struct store_dir *dir = fd < 0 ? NULL : new_dir(fd);
+
+	if (!dir)
+		return NULL;
+	dir->purpose = CUDAPOOL_IMAGES_DUMP;
+	dir->own = !strcmp(path, own_path);
+	return dir;
+}
+
 /* Each directory above it as well, for root only. */
 static int make_own(void)
 {
@@ -406,6 +424,11 @@ void store_dir_tune(struct store_dir *dir, unsigned streams, unsigned chunk_mb)
 	}
 }
 
+void store_dir_parked(struct store_dir *dir)
+{
+	files_drop(dir);
+}
+
 const char *store_dir_path(const struct store_dir *dir)
 {
 	return dir->path;
@@ -445,6 +468,7 @@ void store_dir_release(struct store_dir *dir)
 	store_cancel(&dir->step);
 	store_dir_unpin(dir);
 	records_free(&dir->records);
+	files_drop(dir);
 	close(dir->fd);
 	free(dir->park);
 	free(dir);

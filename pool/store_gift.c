@@ -62,7 +62,7 @@ static void keep_or_free(struct claim *claim)
 {
 	struct memory *memory = claim->memory;
 	struct park *park = claim->park;
-	bool keep = memory && memory->ready && !park->hot && park->life != PARK_DROPPED;
+	bool keep = memory && memory->ready && !memory->passed && !park->hot && park->life != PARK_DROPPED;
 
 	if (claim->returning)
 		memory->exposed |= claim->offered; /* still its own process's, and of nobody else any more */
@@ -425,7 +425,9 @@ void store_passed(struct store_gift *gift, unsigned upto, struct store_waiter *w
 {
 	struct claim *claim = gift->own;
 
-	if (claim && !claim->returning && !claim->memory->users && park_open_image(claim->park) >= 0)
+	/* The pieces that were parked may be all there is of what goes back to its own process. */
+	if (claim && !(claim->returning && claim->memory->from == MEMORY_PARKED) && !claim->memory->users &&
+	    claim->park->life == PARK_SAVED && park_open_image(claim->park) >= 0)
 		memory_pass(claim->memory, upto, waiter);
 	else
 		waiter->done(waiter, 0, "");

@@ -6,6 +6,7 @@
 #include <sys/queue.h>
 
 #include "background.h"
+#include "deposit.h"
 #include "records.h"
 #include "store.h"
 #include "store_job.h"
@@ -13,12 +14,14 @@
 /*
  * store.c        parks: begun, taken, saved, dropped
  * store_save.c   the image of a park: written, synced, named
+ * store_files.c  files of images: made, taken over from an earlier dump, removed
  * store_gift.c   gifts: claimed, given, returned
  * store_memory.c memory: pieces by descriptor, parked, loaded or copied; closing it
  * store_room.c   devices: what is free, what is kept free for whom, what is evicted for it; the budget
  * store_dir.c    directories: cleaning, reading, naming
  * store_watch.c  pages of running applications: what could be evicted for them, and when they want it
  * store_tier.c   images that are not on the GPU: staged or cold; evict and prefetch, for clients
+ * store_deposit.c what outlives the keeper: deposited with systemd, adopted
  * records.c      statistics
  */
 
@@ -150,12 +153,17 @@ struct park {
 	int sync;
 	enum cudapool_hot hot_mode; /* as the dump asked for */
 
+	/* With systemd, from before it is taken until it is saved or given back. */
+	struct deposit deposit;
+	struct waiters deposited;
+
 	/* Saving. */
 	struct job save;
 	int part;
 	struct background naming;
 	int naming_error;
 	bool naming_on;
+	uint64_t recycled_bytes; /* of the file: it was an earlier image's */
 	uint64_t save_started_us, save_us;
 	struct waiters saved;
 	char text[CUDAPOOL_TEXT_LEN]; /* why it failed */
@@ -165,6 +173,8 @@ LIST_HEAD(park_list, park);
 extern struct park_list parks;
 
 struct park *park_by_token(const uint8_t token[16]);
+/* Empty, in the list. NULL: out of memory. */
+struct park *park_new(void);
 /* A park of which there is an image, made from what was read of it; takes `fd` and `piece`. NULL: out of memory. */
 struct park *park_of_image(const struct image_header *header, struct image_piece *piece, int fd, const char *path);
 /* Where the image is now. Takes `fd`. */
@@ -180,16 +190,52 @@ void park_returned(struct park *park);
 bool park_evictable(const struct park *park);
 void park_evict(struct park *park);
 bool park_image_exists(const struct park *park);
+/* Lets go of all parks of which this file is the image. False, and of none: one of them is in use. */
+bool park_release_image(uint64_t dev, uint64_t ino);
 /* An image file for reading: park->image, or opened again (and closed with park_settle()). Negative errno. */
 int park_open_image(struct park *park);
 
 /* ---- saving (store_save.c) ----------------------------------------------------------------------------- */
 
+/* What the image shall say of this moment. */
+void save_describe(struct park *park, const uint64_t left[CUDAPOOL_CHANNEL_DEVICES]);
+/* The memory is there: writing begins. 0 or a negative errno. */
+int save_begin(struct park *park);
 /* The image will not be written; what there is of it goes. */
 void save_stop(struct park *park);
 void save_remove_image(struct park *park);
 
+/* ---- files of images (store_files.c) -------------------------------------------------------------------- */
+
+struct store_dir;
+
+/* As close(); where that gives back a file's memory or blocks it takes long, and is done beside the loop. */
+void files_close(int fd);
+/* Its name goes at once. 0, also if it was not there, or a negative errno. */
+int files_remove(int dir, const char *name);
+
+/*
+ * The image of an earlier dump is to be one no more: its memory is kept for a new one, as allocating is what takes a
+ * file in memory most of its time; or the file is removed. 0 or a negative errno: it is still there.
+ */
+int files_keep(struct store_dir *dir, const char *name);
+/* A file to write an image of so many bytes into, a new one or one that was kept: *recycled bytes of it. Or -errno. */
+int files_make(struct store_dir *dir, const char *name, uint64_t bytes, uint64_t *recycled);
+/* In the pool's own directory: removes what a pool that was killed has left half-written, unless somebody has it open. */
+int files_sweep(struct store_dir *dir, const char *name);
+/* What was kept, and is not needed. */
+void files_drop(struct store_dir *dir);
+
 /* ---- directories (store_dir.c) ------------------------------------------------------------------------ */
+
+#define SPARES_MOST 64
+
+/* A file without an image in it, which is called .part, and which nobody else has open. */
+struct spare {
+	int fd;
+	uint64_t bytes;
+	char name[64];
+};
 
 struct store_dir {
 	int fd;
@@ -209,11 +255,15 @@ struct store_dir {
 	enum cudapool_tier tier;
 	unsigned reached; /* images of which `tier` is reached */
 	struct records records;
+	unsigned spares;
+	struct spare spare[SPARES_MOST];
 };
 
 /* Its images are not about to be restored any more. */
 void store_dir_unpin(struct store_dir *dir);
 void dirs_init(const struct cudapool_options *options);
+/* A directory that an earlier keeper wrote images to, to go on with that. NULL: it is gone. */
+struct store_dir *dir_again(const char *path);
 /* What a client asked for, within what CUDAPOOL_HOT of the pool allows. */
 enum cudapool_hot pool_hot(enum cudapool_hot hot);
 /* cudapool-TOKEN.img, or with .part */

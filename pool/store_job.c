@@ -13,10 +13,8 @@
 #include "log.h"
 #include "worker_link.h"
 
-#define STREAMS_BEST  16 /* threads, each with a copy stream; measured, see shared/facts-h200.md */
-#define CHUNK_MB_BEST 4
-#define ATTEMPTS      2
-#define MEMORY_MS     30000 /* for an answer about memory, the start of a driver included */
+#define ATTEMPTS  2
+#define MEMORY_MS 30000 /* for an answer about memory, the start of a driver included */
 
 /* A job that was cancelled and that the worker has not answered yet. */
 struct ghost {
@@ -368,8 +366,8 @@ void jobs_worker_lost(const char *what)
 
 void jobs_init(unsigned streams, unsigned chunk_mb, unsigned progress_s)
 {
-	own_streams = streams ? streams : STREAMS_BEST;
-	own_chunk_mb = chunk_mb ? chunk_mb : CHUNK_MB_BEST;
+	own_streams = streams ? streams : WORKER_STREAMS;
+	own_chunk_mb = chunk_mb ? chunk_mb : WORKER_CHUNK_MB;
 	progress_ms = progress_s * 1000;
 	pump.fire = do_pump;
 }

@@ -25,10 +25,10 @@ static void remove_part(struct park *park)
 
 	if (park->part < 0)
 		return;
-	close(park->part);
-	park->part = -1;
 	image_name(park->header.token, true, name);
 	unlinkat(park->dir->fd, name, 0);
+	files_close(park->part);
+	park->part = -1;
 }
 
 void save_remove_image(struct park *park)
@@ -37,19 +37,19 @@ void save_remove_image(struct park *park)
 
 	image_name(park->header.token, false, name);
 	if (park->dir)
-		unlinkat(park->dir->fd, name, 0);
+		files_remove(park->dir->fd, name);
 }
 
-/* A new file each time: a worker that hangs may still write to the old one. */
+/* Another file each time: a worker that hangs may still write to the old one. */
 static int make_part(struct park *park)
 {
 	char name[64];
 
 	remove_part(park);
 	image_name(park->header.token, true, name);
-	park->part = openat(park->dir->fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+	park->part = files_make(park->dir, name, park->header.bytes, &park->recycled_bytes);
 	if (park->part < 0)
-		return -errno;
+		return park->part;
 	park->save.image = park->part;
 	return 0;
 }
@@ -70,6 +70,8 @@ static void save_ended(struct park *park, int error, const char *text)
 	}
 	remove_part(park);
 	park->life = error ? PARK_FAILED : PARK_SAVED;
+	if (!error)
+		deposit_end(&park->deposit); /* first of all: from now on its memory may become somebody else's */
 	waiters_done(&park->saved, error, park->text);
 	rooms_enforce();
 }
@@ -154,22 +156,22 @@ static int save_again(struct job *job)
 	return err;
 }
 
-int store_taken(struct park *park, const uint64_t left[CUDAPOOL_CHANNEL_DEVICES])
+void save_describe(struct park *park, const uint64_t left[CUDAPOOL_CHANNEL_DEVICES])
 {
 	struct link_info info;
-	int err;
 
-	if (!park->hot || park->hot->got != park->header.pieces)
-		return -EINVAL;
-	err = make_part(park);
-	if (err)
-		return err;
 	link_info(&info);
 	memcpy(park->header.left, left, sizeof(park->header.left));
 	park->header.driver_version = info.driver_version;
 	park->header.created_us = wall_us();
-	park->hot->ready = true;
-	park->life = PARK_TAKEN;
+}
+
+int save_begin(struct park *park)
+{
+	int err = make_part(park);
+
+	if (err)
+		return err;
 	park->save_started_us = loop_now_us();
 	park->save = (struct job){
 		.kind = WORKER_SAVE,
@@ -184,6 +186,21 @@ int store_taken(struct park *park, const uint64_t left[CUDAPOOL_CHANNEL_DEVICES]
 		.done = save_done,
 	};
 	job_start(&park->save);
+	return 0;
+}
+
+int store_taken(struct park *park, const uint64_t left[CUDAPOOL_CHANNEL_DEVICES])
+{
+	int err;
+
+	if (!park->hot || park->hot->got != park->header.pieces)
+		return -EINVAL;
+	save_describe(park, left);
+	err = save_begin(park);
+	if (err)
+		return err;
+	park->hot->ready = true;
+	park->life = PARK_TAKEN;
 	return 0;
 }
 

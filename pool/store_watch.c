@@ -39,6 +39,7 @@
 struct page {
 	struct cudapool_shim shim;
 	uint32_t seen; /* want_seq; guarded by `lock` */
+	uint32_t told; /* devices, as bits, on which it was told of memory. Of others another pool may have its say */
 	bool wanting;  /* room for it is being made */
 	uint32_t seq;  /* of what is wanted */
 	struct room room;
@@ -145,6 +146,7 @@ static void publish(struct page *page)
 	static const uint8_t none[16];
 	struct cudapool_page_device *device;
 	uint8_t uuid[16];
+	uint64_t bytes;
 	unsigned i;
 	/* A parked one is about to be dumped: it must not wake up in a world where this is long untrue. */
 	bool open = __atomic_load_n(&page->shim.page->park_state, __ATOMIC_RELAXED) == CUDAPOOL_PARK_OPEN;
@@ -152,8 +154,11 @@ static void publish(struct page *page)
 	for (i = 0; i < CUDAPOOL_PAGE_DEVICES; i++) {
 		device = &page->shim.page->devices[i];
 		memcpy(uuid, device->uuid, sizeof(uuid));
-		__atomic_store_n(&device->evictable, open && !MATCHES(uuid, none) ? rooms_evictable(uuid) : 0,
-				 __ATOMIC_RELAXED);
+		bytes = open && !MATCHES(uuid, none) ? rooms_evictable(uuid) : 0;
+		if (!bytes && !(page->told >> i & 1))
+			continue;
+		page->told |= 1u << i;
+		__atomic_store_n(&device->evictable, bytes, __ATOMIC_RELAXED);
 	}
 }
 
@@ -189,14 +194,12 @@ static void look_at_page(struct page *page)
 	if (page->wanting || seq == page->seq)
 		return;
 	page->seq = seq;
+	if (device >= CUDAPOOL_PAGE_DEVICES || !(page->told >> device & 1))
+		return; /* nobody asks us who heard nothing from us */
 	page->wanting = true;
 	page->room.need = (struct need){.devices = 1, .bytes[0] = bytes < IMAGE_BYTES_MOST ? bytes : IMAGE_BYTES_MOST};
 	page->room.soon = true;
 	page->room.done = granted;
-	if (device >= CUDAPOOL_PAGE_DEVICES) {
-		granted(&page->room, -EINVAL, "it names no device");
-		return;
-	}
 	memcpy(page->room.need.uuid[0], shared->devices[device].uuid, 16);
 	room_ask(&page->room);
 }
@@ -219,7 +222,8 @@ static void drop_page(struct page *page)
 
 	room_release(&page->room);
 	for (i = 0; i < CUDAPOOL_PAGE_DEVICES; i++)
-		__atomic_store_n(&page->shim.page->devices[i].evictable, 0, __ATOMIC_RELAXED);
+		if (page->told >> i & 1)
+			__atomic_store_n(&page->shim.page->devices[i].evictable, 0, __ATOMIC_RELAXED);
 	pthread_mutex_lock(&lock);
 	LIST_REMOVE(page, link);
 	wake_thread();

@@ -169,7 +169,7 @@ static void *warm_thread(void *unused)
 		return NULL;
 	warm_contexts(&stage);
 	if (stage.contexts)
-		engine_warm(ENGINE_THREADS, ENGINE_CHUNK_MB);
+		engine_warm(WORKER_STREAMS, WORKER_CHUNK_MB);
 	return NULL;
 }
 
@@ -239,6 +239,7 @@ static void act(const struct worker_message *action)
 		result.error = describe_shim(action->pid, result.text, &result.value);
 		break;
 	case CUDAPOOL_OP_UNPARK: /* the keeper's own business */
+	case CUDAPOOL_OP_SAVED:
 		result.error = -EPROTO;
 		break;
 	}

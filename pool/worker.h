@@ -28,6 +28,10 @@ enum worker_message_kind {
 
 #define WORKER_BATCH 64 /* descriptors in one message */
 
+/* What CRIU_CUDA_STREAMS and CRIU_CUDA_CHUNK_MB mean by 0: what measures best, and is warmed ahead of need. */
+#define WORKER_STREAMS	16
+#define WORKER_CHUNK_MB 4
+
 /*
  * Jobs: GPU memory to and from files, and copies of it. The job is described by a sealed memfd: struct worker_job, and a
  * struct image_piece (image.h) for each piece. Pieces go over afterwards (SAVE, COPY) or come back before the

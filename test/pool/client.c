@@ -19,7 +19,7 @@ static enum cudapool_op op_named(const char *name)
 {
 	static const char *const names[] = {"",           "state",   "restore-tid", "lock",
 					    "checkpoint", "restore", "unlock",      "shim",
-					    "unpark"};
+					    "unpark",     "saved"};
 	unsigned op;
 
 	for (op = 1; op <= CUDAPOOL_OP_LAST; op++)
@@ -53,11 +53,17 @@ static void do_connect(const char *role, unsigned wait_ms, int owner)
 		       pool.welcome.worker_generation, pool.welcome.warm_device, pool.welcome.text);
 }
 
+/* A checkpoint is complete with its image, which CRIU's plugin asks for. */
 static void do_action(const char *op, int pid, unsigned timeout_ms)
 {
-	struct cudapool_result result;
+	struct cudapool_result result, saved;
 	int err = cudapool_client_action(&pool, op_named(op), pid, timeout_ms, LIMIT_MS, &result);
 
+	if (!err && result.op == CUDAPOOL_OP_CHECKPOINT) {
+		err = cudapool_client_action(&pool, CUDAPOOL_OP_SAVED, pid, 0, LIMIT_MS, &saved);
+		if (err)
+			result = saved;
+	}
 	if (err && err != -EREMOTEIO)
 		printf("error %d %s\n", err, pool.text);
 	else

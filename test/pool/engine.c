@@ -6,8 +6,11 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "checksum.h"
 #include "gpu.h"
 #include "tap.h"
 
@@ -194,6 +197,66 @@ static void round_trip(struct set *set, unsigned threads, unsigned chunk_mb)
 	close(file);
 }
 
+/* A file with 3 MiB of room in memory, or -1: one may not mount here. */
+static int small_file(void)
+{
+	int config = fsopen("tmpfs", FSOPEN_CLOEXEC), root = -1, file = -1;
+
+	if (config >= 0 && !fsconfig(config, FSCONFIG_SET_STRING, "size", "3m", 0) &&
+	    !fsconfig(config, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
+		root = fsmount(config, FSMOUNT_CLOEXEC, 0);
+	if (root >= 0)
+		file = openat(root, "image", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	close(root);
+	close(config);
+	return file;
+}
+
+static bool saved_and_loaded(struct set *set, int file)
+{
+	bool right;
+
+	job_make(set, file, 4, 1);
+	right = !engine_save(&set->job);
+	job_make(set, file, 4, 1);
+	right = right && !engine_load(&set->job) && made_is_right(set);
+	close_made(set);
+	return right;
+}
+
+/* Into a file that was an image: what was in it is not to be seen, whatever is written over how much of it. */
+static void written_over(int file, const char *where)
+{
+	static const unsigned zeros[] = {0, 50, 100, 0, 90, 10};
+	static const unsigned pieces[] = {5, 3, 5, 7, 1, 7};
+	struct set set;
+	struct stat st;
+	unsigned i;
+
+	for (i = 0; i < sizeof(zeros) / sizeof(zeros[0]); i++) {
+		set_make(&set, pieces[i], zeros[i], 1000 + i);
+		ok(saved_and_loaded(&set, file) && !fstat(file, &st) &&
+			   (uint64_t)st.st_size < IMAGE_HEADER_SIZE + set.job.bytes + MIB,
+		   "%s: %u pieces with %u %% zeros over what was there", where, pieces[i], zeros[i]);
+		set_end(&set);
+	}
+	close(file);
+}
+
+static void without_space(struct set *set)
+{
+	int file = small_file();
+
+	if (file < 0) {
+		note("no file system can be made here");
+		return;
+	}
+	job_make(set, file, 4, 1);
+	ok(engine_save(&set->job) == -ENOSPC && strstr(set->job.text, "make room"), "memory that is full: %s",
+	   set->job.text);
+	close(file);
+}
+
 static void *parallel_main(void *argument)
 {
 	struct set *set = argument;
@@ -343,6 +406,29 @@ static void bounded(struct set *set)
 	close(file);
 }
 
+/* A file that somebody cuts off while it is being read. */
+static void cut_off(void)
+{
+	uint8_t *block = malloc(IMAGE_BLOCK);
+	struct engine_view view;
+	uint32_t crc = 0;
+	int file = file_new();
+
+	memset(block, 0xff, IMAGE_BLOCK);
+	if (image_pwrite(file, block, IMAGE_BLOCK, 0))
+		abort();
+	view_begin(&view, file, IMAGE_BLOCK);
+	ok(view.map && !view_get(&view, block, IMAGE_BLOCK, 0, &crc) && crc == checksum_crc32c(0, block, IMAGE_BLOCK),
+	   "a block of a file in memory, and its checksum");
+	if (ftruncate(file, IMAGE_BLOCK / 2))
+		abort();
+	ok(view_get(&view, block, IMAGE_BLOCK, 0, &crc) == -EBADMSG, "a block that is there no more");
+	ok(!view_get(&view, block, IMAGE_BLOCK / 2, 0, &crc), "the half that is");
+	view_end(&view);
+	close(file);
+	free(block);
+}
+
 int main(void)
 {
 	static struct set set;
@@ -372,13 +458,17 @@ int main(void)
 	set_make(&set, 0, 0, 1);
 	round_trip(&set, 16, 4);
 	in_parallel();
+	written_over(open("/var/tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600), "a disk");
+	written_over(file_new(), "memory");
 
 	set_make(&set, 9, 10, 5);
 	damaged(&set);
 	refused(&set);
+	without_space(&set);
 	bounded(&set);
 	set_end(&set);
 	ok(open_descriptors() == descriptors, "no descriptor is left: %d, %d before", open_descriptors(), descriptors);
 	ok(gpu_free_bytes(0) == free[0] && gpu_free_bytes(1) == free[1], "no GPU memory is left");
+	cut_off();
 	return tap_end();
 }

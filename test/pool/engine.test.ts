@@ -91,14 +91,13 @@ t.test('--inspect and --verify', async (t) => {
   t.match(await look('--inspect', `${file}.gone`), { status: 1, said: { text: /opened/ } }, 'nor is nothing');
 });
 
-// Other work on the machine costs caches, if not time: the best of a few counts.
+// On small pages it is beside a memcpy that has to map the same file. Once more, where other work got in the way.
 t.test('nearly as fast as memcpy', async (t) => {
   const env = softCuda(t, { SOFTCUDA_MEMORY_MB: '2048' }).env;
-  for (let attempt = 1; ; attempt++) {
+  const measure = async (): Promise<number | undefined> => {
     const ran = await exec(join(programs, 'engine_speed'), ['2'], { reject: false, env, timeoutMs: 60_000 });
     t.comment(ran.stdout);
-    if (ran.exitCode !== 0 && attempt < 4) continue;
-    t.equal(ran.exitCode, 0, 'saving and loading reach 0.7 of a parallel memcpy to and from the file');
-    return;
-  }
+    return ran.exitCode;
+  };
+  t.equal((await measure()) && (await measure()), 0, 'saving and loading reach 0.7 of a parallel memcpy');
 });

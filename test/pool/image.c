@@ -35,7 +35,8 @@ static void checksums(void)
 {
 	/* From RFC 3720, and "123456789" as every list of checksums has it. */
 	uint8_t bytes[32], *at = malloc(65536 + 64);
-	bool same = true, parts = true, zeros = true;
+	uint8_t *to = aligned_alloc(64, 65536 + 128);
+	bool same = true, parts = true, zeros = true, copies = true;
 	size_t i, from, size, cut;
 	uint32_t crc;
 
@@ -64,6 +65,19 @@ static void checksums(void)
 	}
 	ok(same, "both ways agree, at any place and of any length");
 	ok(parts, "in two parts as in one");
+	for (i = 0; i < 600; i++) {
+		from = random_number() % 64;
+		size = random_number() % 65536;
+		cut = i % 3 ? 0 : random_number() % 64;
+		crc = (uint32_t)random_number();
+		memset(to, 0, 65536 + 128);
+		copies &= checksum_copy(crc, to + cut, at + from, size, i % 2) ==
+			  checksum_crc32c_plain(crc, at + from, size);
+		copies &= !memcmp(to + cut, at + from, size) && checksum_zero(to, cut) &&
+			  checksum_zero(to + cut + size, 65536 + 128 - cut - size);
+	}
+	ok(copies, "copying gives the same checksum and the same bytes, and writes nothing beside them");
+	free(to);
 	memset(at, 0, 65536 + 64);
 	for (i = 0; i < 2000; i++) {
 		from = random_number() % 64;

@@ -238,7 +238,9 @@ t.test('the units', async (t) => {
   const verify = async () => {
     const args = ['verify', '--man=no', `--root=${root}`, service, sockets];
     const { exitCode, stdout, stderr } = await exec('systemd-analyze', args, { timeoutMs: 20_000, reject: false });
-    return { exitCode, said: `${stdout}${stderr}`.trim() };
+    // What a systemd before 254 does not know yet, it says and ignores.
+    const said = `${stdout}${stderr}`.replace(/^.*Unknown key.*FileDescriptorStorePreserve.*\n?/gm, '');
+    return { exitCode, said: said.trim() };
   };
   t.same(await verify(), { exitCode: 0, said: '' }, 'nothing is wrong with them as they are installed');
   const text = readFileSync(service, 'utf8');
@@ -258,12 +260,17 @@ import os, socket, subprocess, sys
 s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 s.bind(sys.argv[1])
 s.settimeout(10)
+def heard(): # not whether descriptors are kept, which it asks about as well
+    while True:
+        said = s.recv(100).decode()
+        if not said.startswith(('FDSTORE', 'BARRIER')):
+            return said
 p = subprocess.Popen([sys.argv[2], '--socket', sys.argv[3]], env=dict(os.environ, NOTIFY_SOCKET=sys.argv[1]))
-print(s.recv(100).decode())
+print(heard())
 c = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 c.connect(sys.argv[3])
 p.terminate()
-print(s.recv(100).decode())
+print(heard())
 print(p.wait())
 `;
   const { stdout } = await exec('python3', ['-c', script, join(dir, 'notify'), daemon, join(dir, 'pool.sock')], {

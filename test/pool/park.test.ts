@@ -70,6 +70,58 @@ t.test('a process is parked, and gets its memory back', async (t) => {
   t.match(await criu.say(`do unpark ${app.pid}`), { error: -114 }, 'there is nothing more to unpark');
 });
 
+/** Checkpoints and restores a process as the driver does it by itself, as where there is no pool. */
+async function stock(t: Test, soft: SoftCuda, app: App): Promise<void> {
+  for (const action of ['lock', 'checkpoint', 'restore', 'unlock']) {
+    const args = ['--action', action, '--pid', String(app.pid)];
+    const { exitCode } = await exec(`${built.softcudaBin}/cuda-checkpoint`, args, {
+      env: { ...process.env, ...soft.env },
+      timeoutMs: 20_000,
+      reject: false,
+    });
+    t.equal(exitCode, 0, `the driver's own ${action}`);
+  }
+}
+
+t.test("memory that came back is the process's own", async (t) => {
+  const { soft, app, criu } = await scene(t);
+  for (const op of ['lock', 'checkpoint', 'restore', 'unlock', 'unpark'])
+    t.equal((await criu.say(`do ${op} ${app.pid}`)).error, 0, op);
+  await stock(t, soft, app);
+  await app.runs('the application runs on');
+});
+
+t.test('what is not its own is checkpointed with the pool only', async (t) => {
+  const { soft, app, criu, images } = await scene(t, 'scarce');
+  const cycle = ['lock', 'checkpoint', 'restore', 'unlock', 'unpark'];
+  for (const op of cycle) t.equal((await criu.say(`do ${op} ${app.pid}`)).error, 0, op);
+  const off = await startPool(t, soft, { env: { CUDAPOOL_PARK: '0' } });
+  const other = startClient(t, programs, off.socket, 'criu');
+  await other.say('connect plugin');
+  t.match(
+    await other.say(`do lock ${app.pid}`),
+    { error: -95, path: PATH.parked, line: /6 MiB of process \d+ are the pool's memory.*Park it \(CUDAPOOL_PARK=1\)/ },
+    'a pool that does not park does not lock it',
+  );
+  await app.runs('the application runs on');
+  await criu.say(`images dump ${images}`);
+  for (const op of cycle) t.equal((await criu.say(`do ${op} ${app.pid}`)).error, 0, `${op} again`);
+  await app.runs('and on, with its memory');
+});
+
+t.test('little more memory than one batch is enough to give an image back', async (t) => {
+  const { soft, pool, app, criu } = await scene(t, 'hog', 140); // more than two batches
+  for (const op of ['lock', 'checkpoint']) t.equal((await criu.say(`do ${op} ${app.pid}`)).error, 0, op);
+  pool.child.kill('SIGKILL');
+  await until('it is dead', () => pool.child.signalCode !== null);
+  const next = await startPool(t, soft, { socket: pool.socket });
+  await criu.kill();
+  await app.runs('the next pool gives it back from the image', 25_000);
+  await holdsNothing(t, next, 'nothing is held');
+  await stock(t, soft, app);
+  await app.runs('all of it is its own, though there was no room for it twice');
+});
+
 t.test('cycles leave nothing behind', async (t) => {
   const { pool, app, criu, images } = await scene(t, 'honest', 70);
   const cycle = async (): Promise<void> => {
@@ -245,10 +297,10 @@ t.test('RELEASE KEEP leaves the memory with the pool', async (t) => {
 });
 
 t.test('a keeper is killed, and the next one gives back', async (t) => {
-  for (const [name, steps] of [
-    ['what is checkpointed', ['lock', 'checkpoint']],
-    ['what is unlocked already', ['lock', 'checkpoint', 'restore', 'unlock']],
-  ] as [string, string[]][]) {
+  for (const [name, steps, path] of [
+    ['what is checkpointed', ['lock', 'checkpoint'], 'returned'],
+    ['what is unlocked already', ['lock', 'checkpoint', 'restore', 'unlock'], 'loaded'],
+  ] as [string, string[], string][]) {
     await t.test(name, async (t) => {
       const { soft, pool, app, criu } = await scene(t);
       for (const op of steps) t.equal((await criu.say(`do ${op} ${app.pid}`)).error, 0, op);
@@ -259,7 +311,7 @@ t.test('a keeper is killed, and the next one gives back', async (t) => {
       await criu.kill();
       await app.runs('the application runs on, with its memory, from the image');
       await holdsNothing(t, next, 'nothing is held');
-      t.match(await statusOf(next), { given_back: { ok: 1, failed: 0 } }, 'one was given back');
+      t.match(await statusOf(next), { given_back: { ok: 1, failed: 0 }, records: [{ path }] }, 'one was given back');
     });
   }
 });
@@ -374,6 +426,11 @@ for (const [mode, why, limitMs] of [
   ['size-huge', /piece of an impossible size/],
   ['device', /unknown device or kind/],
   ['flags', /unknown device or kind/],
+  ['left', /announces what no process has/],
+  ['socket', /descriptor of something else than GPU memory/],
+  ['pipe', /descriptor of something else than GPU memory/],
+  ['device-file', /descriptor of something else than GPU memory/],
+  ['no-memory', /descriptor of something else than GPU memory/],
   ['order', /pieces that are not due/],
   ['count', /pieces that are not due/],
   ['zero', /pieces that are not due/],

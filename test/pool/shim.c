@@ -39,7 +39,7 @@ static unsigned pieces = 3;
 static CUcontext context;
 static CUdeviceptr at[MOST];
 static CUmemGenericAllocationHandle handle[MOST];
-static bool imported[MOST]; /* cannot be exported again: it has to be copied first */
+static bool imported[MOST]; /* the pool's still: cannot be exported again, and not be restored by the driver */
 
 static bool is(const char *what)
 {
@@ -91,12 +91,17 @@ static void map(unsigned i)
 	CALL(cuMemSetAccess, at[i], (size_t)PIECE, &access, (size_t)1);
 }
 
-static void renew(unsigned i)
+/* Makes a piece the process's own. False: there is no memory for that. */
+static bool renew(unsigned i)
 {
-	CUmemGenericAllocationHandle old = handle[i];
+	CUmemGenericAllocationHandle old = handle[i], made;
 	CUdeviceptr there = at[i];
+	CUresult result = ((cuMemCreate_function *)function("cuMemCreate"))(&made, PIECE, &prop, 0);
 
-	CALL(cuMemCreate, &handle[i], (size_t)PIECE, &prop, 0ull);
+	if (result == CUDA_ERROR_OUT_OF_MEMORY)
+		return false;
+	must(result, "cuMemCreate");
+	handle[i] = made;
 	CALL(cuMemAddressReserve, &at[i], (size_t)PIECE, (size_t)0, (CUdeviceptr)0, 0ull);
 	map(i);
 	CALL(cuMemcpyDtoD_v2, at[i], there, (size_t)PIECE);
@@ -107,6 +112,8 @@ static void renew(unsigned i)
 	at[i] = there;
 	map(i);
 	imported[i] = false;
+	page->imported_bytes -= PIECE;
+	return true;
 }
 
 static void allocate(void)
@@ -210,12 +217,13 @@ static bool send_pieces(unsigned first)
 	size_t size = offsetof(struct cudapool_channel_pieces, piece);
 	int fds[CUDAPOOL_CHANNEL_BATCH + 1];
 	struct cudapool_channel_ack ack;
+	int pair[2];
 	bool sent;
 
 	message.count = count;
 	for (i = 0; i < count; i++) {
-		if (imported[first + i])
-			renew(first + i);
+		if (imported[first + i] && !renew(first + i))
+			return false;
 		CALL(cuMemExportToShareableHandle, &fds[i], handle[first + i],
 		     CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0ull);
 		message.piece[i].bytes = is("size-odd")	   ? PIECE + 1
@@ -231,6 +239,18 @@ static bool send_pieces(unsigned first)
 		message.count = 60000;
 	if (is("zero"))
 		message.count = 0;
+	if (is("socket") || is("pipe") || is("device-file") || is("no-memory")) { /* not the driver's descriptor */
+		close(fds[0]);
+		if (is("pipe")) {
+			if (pipe(pair))
+				exit(1);
+			close(pair[1]);
+		}
+		fds[0] = is("socket")	     ? socket(AF_INET, SOCK_STREAM, 0)
+			 : is("pipe")	     ? pair[0]
+			 : is("device-file") ? open("/dev/zero", O_RDWR)
+					     : open("/proc/self/status", O_RDONLY);
+	}
 	fds[count] = fds[0];
 	size += count * sizeof(message.piece[0]);
 	sent = send_it(&message, CUDAPOOL_CHANNEL_PIECES, is("length") ? 17 : size, fds,
@@ -262,6 +282,7 @@ static void park(void)
 
 	memcpy(begin.token, page->token, sizeof(begin.token));
 	memcpy(begin.uuid[0], page->devices[0].uuid, 16);
+	begin.left[0] = is("left") ? UINT64_MAX : page->left_bytes[CUDAPOOL_LEFT_SMALL];
 	if (is("token"))
 		begin.token[3] ^= 1;
 	if (is("pieces"))
@@ -296,12 +317,25 @@ static void park(void)
 		send_end(is("go-fail") ? -EIO : 0, is("go-fail") ? "one piece stayed mapped" : "");
 }
 
+/* Leaves memory on the GPU for little more than one batch of pieces. */
+static CUmemGenericAllocationHandle hog(void)
+{
+	CUmemGenericAllocationHandle taken;
+	size_t available, total;
+
+	CALL(cuMemGetInfo_v2, &available, &total);
+	available = (available / PIECE - CUDAPOOL_CHANNEL_BATCH - 4) * PIECE;
+	CALL(cuMemCreate, &taken, available, &prop, 0ull);
+	return taken;
+}
+
 static void unpark(void)
 {
 	struct cudapool_channel_begin begin;
 	struct cudapool_channel_pieces message;
 	struct cudapool_channel_ack ack = {.next = 0};
 	int fds[CUDAPOOL_CHANNEL_BATCH];
+	CUmemGenericAllocationHandle taken = 0;
 	static int refused;
 	unsigned i, count;
 
@@ -311,6 +345,8 @@ static void unpark(void)
 		send_end(-ENOMEM, "the driver would not map it");
 		return;
 	}
+	if (is("hog"))
+		taken = hog();
 	while (ack.next < pieces) {
 		if (receive(&message, sizeof(message), fds, &count) != CUDAPOOL_CHANNEL_PIECES ||
 		    count != message.count || message.first != ack.next) {
@@ -322,6 +358,9 @@ static void unpark(void)
 			     CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
 			map(ack.next + i);
 			imported[ack.next + i] = true;
+			page->imported_bytes += PIECE;
+			if (!is("scarce"))
+				renew(ack.next + i);
 			close(fds[i]);
 		}
 		ack.next += count;
@@ -329,6 +368,8 @@ static void unpark(void)
 			ack.next += 7;
 		send_it(&ack, CUDAPOOL_CHANNEL_ACK, sizeof(ack), NULL, 0);
 	}
+	if (taken)
+		CALL(cuMemRelease, taken);
 	parked = false;
 	__atomic_store_n(&page->park_state, CUDAPOOL_PARK_OPEN, __ATOMIC_RELEASE);
 	send_end(0, "");

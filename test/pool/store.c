@@ -43,6 +43,49 @@ static void test_given_away(void)
 	evict_all();
 }
 
+/* What the shim has copied is closed while the rest is on its way. */
+static void test_passed(void)
+{
+	struct cudapool_found found;
+	struct store_dir *dir;
+	struct store_gift gift;
+	struct waited passed;
+	struct park *parked;
+	uint8_t token[16];
+
+	dump("passed", 5, 4, CUDAPOOL_HOT_AUTO, token);
+	dir = open_dir("passed", CUDAPOOL_IMAGES_RESTORE, CUDAPOOL_HOT_AUTO, &found);
+	store_claim(&gift, store_find(dir, token), CUDAPOOL_HOT_AUTO, fresh(&waited));
+	wait_done();
+	store_give(&gift, fresh(&waited));
+	ok(wait_done() == 0 && gift.path == CUDAPOOL_PATH_HOT_MOVE && uses(20), "memory is given");
+	store_passed(&gift, 2, fresh(&waited));
+	ok(wait_done() == 0 && used() == 12 * MIB, "what was passed on is closed by then");
+	store_passed(&gift, 2, fresh(&passed));
+	ok(passed.done && used() == 12 * MIB, "once");
+	store_give(&gift, fresh(&waited));
+	ok(wait_done() == 0 && gift.path == CUDAPOOL_PATH_LOADED && gift_is_right(&gift, 5, 4),
+	   "for another attempt it is loaded from the image");
+	store_passed(&gift, 5, fresh(&passed));
+	store_gave(&gift, true);
+	ok(uses(0), "in the end nothing of it is kept");
+	store_dir_release(dir);
+
+	dir = open_dir("passed", CUDAPOOL_IMAGES_DUMP, CUDAPOOL_HOT_AUTO, &found);
+	parked = park(dir, 3, 4);
+	store_wait_saved(parked, fresh(&waited));
+	wait_done();
+	store_return(&gift, parked);
+	store_give(&gift, fresh(&waited));
+	wait_done();
+	store_passed(&gift, 3, fresh(&passed));
+	ok(passed.done && gift.path == CUDAPOOL_PATH_RETURNED && uses(12),
+	   "of what goes back to its own process, all stays until that has it");
+	store_gave(&gift, true);
+	store_dir_release(dir);
+	ok(uses(0), "and nothing then");
+}
+
 static void test_unused_claim(void)
 {
 	struct cudapool_found found;
@@ -62,6 +105,18 @@ static void test_unused_claim(void)
 	ok(restore("unused", token, CUDAPOOL_HOT_AUTO, 3, 4, true) == CUDAPOOL_PATH_HOT_MOVE, "and is given");
 }
 
+/* What is free of each device, hot memory included: so much more than what the driver is left. */
+static void leave(unsigned device, unsigned mib)
+{
+	fake.foreign[device] = fake.total[device] - STORE_MARGIN - mib * MIB;
+}
+
+static void leave_both(unsigned mib)
+{
+	leave(0, mib);
+	leave(1, mib);
+}
+
 static void test_room(void)
 {
 	struct cudapool_found found;
@@ -69,7 +124,7 @@ static void test_room(void)
 	struct store_gift gift;
 	uint8_t a[16], b[16], c[16];
 
-	fake.foreign[0] = fake.foreign[1] = 674 * MIB; /* 350 are free; the margin is 256 */
+	leave_both(94);
 	ok(dump("room-a", 2, 60, CUDAPOOL_HOT_AUTO, a) && dump("room-b", 2, 60, CUDAPOOL_HOT_AUTO, b) && uses(240),
 	   "two parks are hot");
 	ok(restore("room-b", b, CUDAPOOL_HOT_AUTO, 2, 60, true) == CUDAPOOL_PATH_HOT_MOVE && uses(0),
@@ -77,20 +132,20 @@ static void test_room(void)
 	ok(restore("room-a", a, CUDAPOOL_HOT_MOVE, 2, 60, true) == CUDAPOOL_PATH_LOADED,
 	   "which is loaded when it is needed");
 	dump("room-a", 2, 60, CUDAPOOL_HOT_AUTO, a);
-	fake.foreign[0] = 724 * MIB;
+	leave(0, 44);
 	dir = open_dir("room-a", CUDAPOOL_IMAGES_RESTORE, CUDAPOOL_HOT_AUTO, &found);
 	store_claim(&gift, store_find(dir, a), CUDAPOOL_HOT_AUTO, fresh(&waited));
-	ok(wait_done() == -ENOMEM && strstr(waited.text, "259 MiB are needed, 240 of 1024 MiB are free"), "%s",
+	ok(wait_done() == -ENOMEM && strstr(waited.text, "643 MiB are needed, 624 of 1024 MiB are free"), "%s",
 	   waited.text);
 	store_gave(&gift, false);
 	store_dir_release(dir);
 	settle(20);
 	ok(uses(120), "what could not be restored is hot still");
-	fake.foreign[0] = fake.foreign[1] = 664 * MIB; /* 300 are free beside the master */
+	leave_both(104); /* 44 beside the master */
 	ok(restore("room-a", a, CUDAPOOL_HOT_COPY, 2, 60, true) == CUDAPOOL_PATH_HOT_MOVE && uses(0),
 	   "where a copy would leave the driver no room, the master goes itself");
 	dump("room-a", 2, 60, CUDAPOOL_HOT_AUTO, a);
-	fake.foreign[0] = fake.foreign[1] = 694 * MIB; /* 270 */
+	leave_both(74);
 	ok(restore("room-a", a, CUDAPOOL_HOT_OFF, 2, 60, true) == CUDAPOOL_PATH_LOADED && uses(0),
 	   "where what is hot leaves no room for loading, it is let go of");
 	dump("room-a", 2, 60, CUDAPOOL_HOT_AUTO, a);
@@ -189,6 +244,7 @@ static void test_at_once(void)
 	store_dir_release(dir);
 	settle(20);
 	evict_all();
+	fake.total[0] = fake.total[1] = COUNT * STORE_MARGIN + 256 * MIB;
 	dir = open_dir("at-once", CUDAPOOL_IMAGES_RESTORE, CUDAPOOL_HOT_AUTO, &found);
 	fake.threads_most = 0;
 	fake.delay_ms = 30;
@@ -210,6 +266,30 @@ static void test_at_once(void)
 	store_dir_release(dir);
 	ok(uses(80), "and what was loaded for the fourth is a cache for the next");
 	evict_all();
+	fake.total[0] = fake.total[1] = 1024 * MIB;
+}
+
+/* The pool's own directory has images of many dumps, and nobody who removes it. */
+static void test_own(void)
+{
+	static const char *const left = "own/images", *const name = "cudapool-00112233445566778899aabbccddeeff.img";
+	char text[CUDAPOOL_TEXT_LEN] = "", part[310], image[300];
+	struct store_dir *dir = store_own(text);
+	int fd, other;
+
+	ok(dir, "it is made: %s", text);
+	store_dir_release(dir);
+	snprintf(image, sizeof(image), "%s", path_of(left, name));
+	snprintf(part, sizeof(part), "%s.part", image);
+	close(open(image, O_WRONLY | O_CREAT, 0600));
+	fd = open(part, O_WRONLY | O_CREAT, 0600);
+	store_dir_release(store_own(text));
+	ok(!access(part, F_OK), "what another pool writes stays");
+	close(fd);
+	store_dir_release(store_own(text));
+	other = access(part, F_OK);
+	ok(other && !access(image, F_OK), "what a killed pool has left half-written goes, and no image");
+	unlink(image);
 }
 
 static void test_make_room(void)
@@ -274,7 +354,7 @@ static void test_want(void)
 
 	make_page();
 	dump("want", 2, 4, CUDAPOOL_HOT_AUTO, token);
-	ok(until(page_tells, 3000), "an application is told what could be evicted for it");
+	ok(until(page_tells, 6000), "an application is told what could be evicted for it");
 	page_of_child->want_device = 1;
 	page_of_child->want_bytes = fake.total[1];
 	__atomic_store_n(&page_of_child->want_seq, 1, __ATOMIC_RELEASE); /* and wakes nobody */
@@ -290,10 +370,12 @@ int main(void)
 		return 1;
 	test_paths();
 	test_given_away();
+	test_passed();
 	test_unused_claim();
 	test_room();
 	test_tiers();
 	test_at_once();
+	test_own();
 	test_make_room();
 	test_want();
 	return end_tests();

@@ -23,14 +23,14 @@ const MiB = 1 << 20;
 t.jobs = 3;
 
 t.test('by itself, under the sanitizers', async (t) => {
+  const programs = ['store', 'store_trouble', 'store_recycle'];
   const out = inRoot('build', 'c', 'pool-store-sanitize');
   mkdirSync(out, { recursive: true });
-  const vars = [`OUT=${out}`, 'WERROR=1', 'SANITIZE=address,undefined', join(out, 'store'), join(out, 'store_trouble')];
+  const vars = [`OUT=${out}`, 'WERROR=1', 'SANITIZE=address,undefined', ...programs.map((name) => join(out, name))];
   await exec('flock', [join(out, '.lock'), 'make', '-s', '-C', inRoot('test', 'pool'), ...vars], {
     timeoutMs: 120_000,
   });
-  await runTap(t, join(out, 'store'), []);
-  await runTap(t, join(out, 'store_trouble'), []);
+  for (const name of programs) await runTap(t, join(out, name), []);
 });
 
 interface Dump {

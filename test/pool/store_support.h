@@ -111,7 +111,7 @@ static inline void settle(unsigned ms)
 
 static inline const char *path_of(const char *dir, const char *name)
 {
-	static char path[256];
+	static char path[512];
 
 	snprintf(path, sizeof(path), "%s/%s%s%s", room, dir, name ? "/" : "", name ? name : "");
 	return path;
@@ -131,13 +131,15 @@ static inline struct store_dir *open_dir(const char *name, enum cudapool_images_
 			  purpose == CUDAPOOL_IMAGES_PREFETCH ? fresh(&waited) : NULL);
 }
 
+static bool blank; /* or only zeros */
+
 /* Content that names its place, and zeros in between. */
 static inline void fill(int fd, uint64_t bytes, unsigned seed)
 {
 	uint64_t at, value;
 
 	for (at = 0; at < bytes; at += 4096) {
-		value = (at / MIB) % 3 == 2 ? 0 : at * 2654435761u + seed;
+		value = blank || (at / MIB) % 3 == 2 ? 0 : at * 2654435761u + seed;
 		if (pwrite(fd, &value, sizeof(value), (off_t)at) != sizeof(value))
 			abort();
 	}
@@ -149,7 +151,7 @@ static inline bool holds(int fd, uint64_t bytes, unsigned seed)
 
 	for (at = 0; at < bytes; at += 4096)
 		if (pread(fd, &value, sizeof(value), (off_t)at) != sizeof(value) ||
-		    value != ((at / MIB) % 3 == 2 ? 0 : at * 2654435761u + seed))
+		    value != (blank || (at / MIB) % 3 == 2 ? 0 : at * 2654435761u + seed))
 			return false;
 	return true;
 }

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: MIT
+/* Reads an image's blocks from many threads at once. */
+#include <errno.h>
+#include <linux/magic.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/vfs.h>
+
+#include "checksum.h"
+#include "engine_internal.h"
+
+/*
+ * read(2) from a file in memory goes page by page and copies at half of memory's speed. There, threads copy from a
+ * mapping and work the checksum out on the way. A page that the file has lost meanwhile is a SIGBUS: it ends that copy,
+ * not the process.
+ */
+static _Thread_local sigjmp_buf *copying;
+
+static void lost_page(int number)
+{
+	if (copying)
+		siglongjmp(*copying, 1);
+	signal(number, SIG_DFL); /* somebody else's: it happens again, and ends the process as it would have */
+}
+
+static void catch_lost_pages(void)
+{
+	/* Not blocked within the handler, which does not return: nothing would have to be put back. */
+	struct sigaction action = {.sa_handler = lost_page, .sa_flags = SA_NODEFER};
+
+	sigaction(SIGBUS, &action, NULL);
+}
+
+void view_begin(struct engine_view *view, int fd, uint64_t size)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+	struct statfs fs;
+	void *map;
+
+	*view = (struct engine_view){.fd = fd, .size = size};
+	if (fstatfs(fd, &fs) || fs.f_type != TMPFS_MAGIC)
+		return;
+	pthread_once(&once, catch_lost_pages);
+	map = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
+	if (map != MAP_FAILED)
+		view->map = map;
+}
+
+int view_get(const struct engine_view *view, uint8_t *to, uint32_t length, uint64_t at, uint32_t *crc)
+{
+	sigjmp_buf escape;
+	int err;
+
+	if (!view->map) {
+		err = image_pread(view->fd, to, length, at);
+		if (!err)
+			*crc = checksum_crc32c(0, to, length);
+		return err;
+	}
+	if (sigsetjmp(escape, 0)) {
+		copying = NULL;
+		return -EBADMSG;
+	}
+	copying = &escape;
+	*crc = checksum_copy(0, to, view->map + at, length, false);
+	copying = NULL;
+	/* Unmaps these pages: here, where others do so as well, and not all of them at the end. */
+	madvise(view->map + at, image_aligned(length), MADV_DONTNEED);
+	return 0;
+}
+
+void view_end(struct engine_view *view)
+{
+	if (view->map)
+		munmap(view->map, view->size);
+}
