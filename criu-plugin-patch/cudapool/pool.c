@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "wire/clock.h"
 #include "wire/options.h"
@@ -356,6 +357,18 @@ int cudapool_pool_release(enum cudapool_release_how how)
 	int ret = cudapool_client_release(&client, how, RELEASE_LIMIT_MS);
 
 	return ret ? lost(ret) : 0;
+}
+
+void cudapool_sync_images(void)
+{
+	int64_t start = cudapool_now_ms();
+
+	if (!cudapool_settings()->pool || !options.sync)
+		return;
+	if (syncfs(criu_get_image_dir()))
+		pr_perror("The checkpoint may not survive a power cut: the file system of its images cannot be synced");
+	else
+		pr_info("file system of the images synced in %lld ms\n", (long long)(cudapool_now_ms() - start));
 }
 
 void cudapool_pool_close(void)

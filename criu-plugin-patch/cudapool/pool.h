@@ -82,6 +82,12 @@ int cudapool_pool_next(struct cudapool_result *result);
 /* The end of a dump: what becomes of the processes that are still locked, checkpointed or parked. */
 int cudapool_pool_release(enum cudapool_release_how how);
 
+/*
+ * For the end of a dump that succeeded, CUDAPOOL_SYNC: CRIU has written its images by now, but for statistics, and syncs
+ * none. Those of GPU memory were synced before CHECKPOINT ended, which can still fail a dump; fini can only say it.
+ */
+void cudapool_sync_images(void);
+
 void cudapool_pool_close(void);
 
 /* "lock" and so on, as in cuda-checkpoint's --action; 0 for anything else. */

@@ -88,12 +88,32 @@ static int context_pool_checkpoint_action(int pid, const char *action, unsigned 
 	else if (op == CUDAPOOL_OP_LOCK)
 		ret = cudapool_parked_lock(pid, &result, cudapool_now_ms() - start);
 	else if (op == CUDAPOOL_OP_CHECKPOINT)
-		pr_info("pid %d: checkpointed%s in %lld ms\n", pid,
-			result.path == CUDAPOOL_PATH_PARKED ? ", and its image complete," : "",
-			(long long)(cudapool_now_ms() - start));
+		pr_info("pid %d: checkpointed in %lld ms\n", pid, (long long)(cudapool_now_ms() - start));
 	else if (op == CUDAPOOL_OP_UNLOCK && result.value > 0)
 		ret = context_pool_unpark(pid, result.value);
 	snprintf(msg_buf, buf_size, "%.*s", buf_size - 1, result.text);
 	return result.error ? -1 : ret;
+}
+
+/* The dump of a process that was parked has not succeeded before its image is complete: waits for that. 0 or -1 */
+static int context_pool_saved(int pid)
+{
+	struct cudapool_result result = {};
+	int64_t start = cudapool_now_ms();
+
+	if (!cudapool_pool_needed())
+		return 0;
+	if (!context_pool_action(CUDAPOOL_OP_SAVED, pid, 0, &result)) {
+		repeat_checkpoint_action(pid, CUDAPOOL_OP_SAVED, &result);
+	} else if (!result.error && result.path != CUDAPOOL_PATH_PARKED && cudapool_parked_says(pid)) {
+		result.error = -ENOENT;
+		snprintf(result.text, sizeof(result.text), "the pool does not have its GPU memory");
+	}
+	if (result.error)
+		pr_err("GPU memory of pid %d is not saved: %s\n", pid, result.text);
+	else if (result.path == CUDAPOOL_PATH_PARKED)
+		pr_info("pid %d: its image is complete, after %lld ms more\n", pid,
+			(long long)(cudapool_now_ms() - start));
+	return result.error ? -1 : 0;
 }
 

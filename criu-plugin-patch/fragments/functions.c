@@ -93,6 +93,9 @@ static void prepare_giving_back(int stage, int err)
 /* Ends the use of the pool, and tells it what becomes of the processes that a dump has locked */
 static void __attribute__((__noinline__)) fini_gpu_context_pool(int stage, int err)
 {
+	/* Before the pool lets go: if CRIU is killed meanwhile, the processes are given back */
+	if (stage == CR_PLUGIN_STAGE__DUMP && err == 0)
+		cudapool_sync_images();
 	if (context_pool_enter()) {
 		if (stage == CR_PLUGIN_STAGE__DUMP && err == 0 && opts.final_state == TASK_DEAD)
 			cudapool_pool_release(CUDAPOOL_RELEASE_WATCH);

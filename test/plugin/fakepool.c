@@ -53,6 +53,7 @@ static int restore_ms, warm_ms = -1;
 static unsigned devices = 1, version = CUDAPOOL_WIRE_VERSION, stage;
 static bool failed;
 static bool parks;	       /* LOCK parks what has a control page */
+static bool forgets;	       /* SAVED: that nothing was parked */
 static bool wrong_thread;      /* UNLOCK names a thread of another process */
 static int images_error;       /* of FOUND */
 static int image_directory = -1;
@@ -177,7 +178,7 @@ static void images(int fd, const struct cudapool_images *images, int directory)
 	answer(fd, &found, CUDAPOOL_MSG_FOUND, sizeof(found), images->h.request);
 }
 
-/* What LOCK, CHECKPOINT and UNLOCK do beyond the driver's part. */
+/* What LOCK, CHECKPOINT, SAVED and UNLOCK do beyond the driver's part. */
 static int park(struct cudapool_result *r)
 {
 	char name[64];
@@ -194,7 +195,10 @@ static int park(struct cudapool_result *r)
 		r->left_bytes = 2ull << 20;
 		return 0;
 	case CUDAPOOL_OP_CHECKPOINT:
-		if (!fake_is_parked(r->pid))
+		r->path = fake_is_parked(r->pid) ? CUDAPOOL_PATH_PARKED : CUDAPOOL_PATH_STOCK;
+		return 0;
+	case CUDAPOOL_OP_SAVED:
+		if (!fake_is_parked(r->pid) || forgets)
 			return 0;
 		r->path = CUDAPOOL_PATH_PARKED;
 		snprintf(name, sizeof(name), "cudapool-%d.img", r->pid);
@@ -247,7 +251,7 @@ static void finish(struct pending *p)
 	} else if (r->op == CUDAPOOL_OP_STATE || r->op == CUDAPOOL_OP_RESTORE_TID) {
 		r->value = r->op == CUDAPOOL_OP_STATE ? fake_state(r->pid) : fake_restore_tid(r->pid);
 		ret = fake_is_cuda(r->pid) && r->value >= 0 ? 0 : -1;
-	} else if (r->op == CUDAPOOL_OP_SHIM) {
+	} else if (r->op == CUDAPOOL_OP_SHIM || r->op == CUDAPOOL_OP_SAVED) {
 		ret = park(r);
 	} else {
 		ret = fake_act(r->op, r->pid) ? -1 : park(r);
@@ -346,6 +350,7 @@ int main(int argc, char **argv)
 		{"socket", required_argument, NULL, 's'},  {"foreground", no_argument, NULL, 'g'},
 		{"idle", required_argument, NULL, 'i'},    {"park", no_argument, NULL, 'p'},
 		{"images-error", no_argument, NULL, 'e'},  {"wrong-thread", no_argument, NULL, 't'},
+		{"forgets", no_argument, NULL, 'F'},
 		{},
 	};
 	const char *path = NULL;
@@ -379,6 +384,9 @@ int main(int argc, char **argv)
 			break;
 		case 't':
 			wrong_thread = true;
+			break;
+		case 'F':
+			forgets = true;
 			break;
 		case 'e':
 			images_error = -EBADMSG;

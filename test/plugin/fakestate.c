@@ -248,7 +248,7 @@ void fake_note(const char *file, const char *format, ...)
 const char *fake_op_name(unsigned op)
 {
 	static const char *const names[] = {"?",       "state",	"tid",	"lock",	 "checkpoint",
-					    "restore", "unlock", "shim", "unpark"};
+					    "restore", "unlock", "shim", "unpark", "saved"};
 
 	return op <= CUDAPOOL_OP_LAST ? names[op] : names[0];
 }

@@ -59,7 +59,14 @@ const cases: Case[] = [
       );
       t.equal(asked(o, 'unpark'), 3);
       t.equal(count(o.log('dump'), /pid \d+: 7 MiB of GPU memory parked, 2 MiB left to the driver; /), 3);
-      t.equal(count(o.log('dump'), /pid \d+: checkpointed, and its image complete, in \d+ ms/), 3);
+      t.equal(
+        count(
+          o.log('dump'),
+          /pid \d+: checkpointed in \d+ ms[\s\S]*?pid \d+: its image is complete, after \d+ ms more/,
+        ),
+        3,
+      );
+      t.equal(asked(o, 'saved'), 3);
       t.match(o.log('restore'), '3 image(s) of parked GPU memory');
       t.equal(count(o.log('restore'), /pid \d+: loaded, 7 MiB of GPU memory mapped back, .*; restore \d+ ms/), 3);
     },
@@ -69,11 +76,16 @@ const cases: Case[] = [
     script: `${parked}; restore; answers alive`,
     options: { env: { CUDAPOOL_SYNC: '1', CUDAPOOL_HOT: 'move' } },
     wanted: well,
-    also: (t, o) =>
+    also: (t, o) => {
       t.strictSame(
         o.pool.filter((line) => line.startsWith('images')),
         ['images dump sync 1 hot 1', 'images restore sync 0 hot 1'],
-      ),
+      );
+      const log = o.log('dump');
+      const last = log.lastIndexOf('Dumping pages'); // CRIU's own come after CHECKPOINT
+      t.match(log.slice(last), 'file system of the images synced');
+      t.notMatch(o.log('restore'), 'synced');
+    },
   },
   {
     name: 'a CUDAPOOL_HOT that is none: said, and as upstream',
@@ -197,6 +209,24 @@ const cases: Case[] = [
     },
   },
   {
+    name: 'an image that cannot be completed: the dump fails, memory comes back, the application runs on',
+    script: 'start_app 3 0; start_pool --park --fault saved:own@2; dump; answers alive; states after',
+    wanted: { dump: '1', alive: '3', after: '0x3' },
+    both: true,
+    also: (t, o) => {
+      t.strictSame(o.executed, []);
+      t.match(o.log('dump'), /GPU memory of pid \d+ is not saved: the test wants saved of \d+ to fail/);
+      t.equal(asked(o, 'unpark'), 3);
+      t.notOk(o.pool.includes('release 3'));
+    },
+  },
+  {
+    name: 'a pool that does not know of what is parked: the dump fails',
+    script: 'start_app 1 0; start_pool --park --forgets; dump; answers alive',
+    wanted: { dump: '1', alive: '1' },
+    also: (t, o) => t.match(o.log('dump'), 'is not saved: the pool does not have its GPU memory'),
+  },
+  {
     name: 'UNPARK fails for one of a tree: CRIU fails within a second, nothing is left, the next restore works',
     script: `${parked}; stop_pool; start_pool --park --fault unpark:refuse@2; restore; left none; as_dumped; NAME=again restore; answers alive`,
     wanted: { ...well, restore: '1', none: '0', again: '0' },
@@ -256,7 +286,9 @@ const cases: Case[] = [
       t.ok(...under(o, 'restore'));
     },
   },
-  ...(['lock:die-after@1', 'lock:die-after@2', 'checkpoint:die@2', 'checkpoint:die-after@2'] as const).map(
+  ...(
+    ['lock:die-after@1', 'lock:die-after@2', 'checkpoint:die@2', 'checkpoint:die-after@2', 'saved:die@2'] as const
+  ).map(
     (fault): Case => ({
       name: `the pool ends in a dump (${fault}): the dump fails, another pool gives everything back that it can`,
       script: `start_app 3 0; start_pool --park --fault ${fault}; ${again}; dump; answers alive`,
