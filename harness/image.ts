@@ -37,7 +37,8 @@ async function report(path: string, verify: boolean, json: boolean): Promise<voi
     try {
       const said = await imageReport(file, { verify });
       reports.push({ file, ...said });
-      if (!json) print(table([], [['file', file], ...flatten(said), ...(verify ? [['checksums', 'right']] : [])]));
+      if (!json)
+        print(`${table([], [['file', file], ...flatten(said), ...(verify ? [['checksums', 'right']] : [])])}\n`);
     } catch (thrown) {
       const error = asCudapoolError(thrown);
       if (error.code !== 'ERR_CUDAPOOL_IMAGE') throw error;
@@ -45,7 +46,6 @@ async function report(path: string, verify: boolean, json: boolean): Promise<voi
       reports.push({ file, error: errorToJson(error) });
       if (!json) printError(error, false);
     }
-    if (!json) print('');
   }
   if (json) printJson({ schema: `cudapool.image.${verify ? 'verify' : 'inspect'}/1`, images: reports });
   if (bad) process.exitCode = 1;

@@ -5,7 +5,7 @@ import { basename, resolve } from 'node:path';
 import { type Command, Option } from 'commander';
 import type { Found } from './adapters/cudapoold.ts';
 import { checkpointDir, gib, imagesIn } from './container/images.ts';
-import { CudapoolError } from './errors.ts';
+import { CudapoolError, usageError } from './errors.ts';
 import { printJson, say } from './output.ts';
 
 interface Flags {
@@ -92,6 +92,9 @@ export function registerPrefetch(program: Command): void {
     const { prefetch } = await import('./adapters/cudapoold.ts');
     const tier = flags.tier === 'staged' ? 'staged' : 'hot';
     const isDir = statSync(resolve(what), { throwIfNoEntry: false })?.isDirectory() === true;
+    if (!isDir && what.includes('/')) {
+      throw usageError(`${what} is no folder`, "give a container with a checkpoint, or CRIU's image directory");
+    }
     const dir = isDir ? resolve(what) : await dirOf(what, flags);
     const done = await prefetch({ socket: flags.socket }, { dir, tier });
     tell(

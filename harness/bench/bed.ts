@@ -103,6 +103,20 @@ function cudaCheckpoint(): string {
   return tool;
 }
 
+function scratchDir(above: string): string {
+  try {
+    if (!existsSync(above)) mkdirSync(above);
+    return mkdtempSync(join(above, 'cudapool-bench-'));
+  } catch (cause) {
+    throw unfitError(
+      'ERR_CUDAPOOL_SCRATCH',
+      `no folder can be made in ${above}: ${(cause as Error).message}`,
+      'name one in CUDAPOOL_SCRATCH that can be written to',
+      cause,
+    );
+  }
+}
+
 export async function openBed(options: BedOptions = {}): Promise<Bed> {
   const { kind } = await chooseDriver(options.driver);
   const criu = chooseCriu(options.criu);
@@ -117,7 +131,7 @@ export async function openBed(options: BedOptions = {}): Promise<Bed> {
   }
   const toolDirs = [kind === 'softcuda' ? built.softcudaBin : join(cudaCheckpoint(), '..')];
   // CRIU's images and the workload's files must be on a file system that both CRIU and podman can use.
-  const scratch = mkdtempSync(join(process.env.CUDAPOOL_SCRATCH ?? tmpdir(), 'cudapool-bench-'));
+  const scratch = scratchDir(process.env.CUDAPOOL_SCRATCH ?? tmpdir());
   writeFileSync(join(scratch, CONFIG), ''); // the machine's own must not decide
   const env = kind === 'softcuda' ? softwareEnv(scratch, costs) : { CUDAPOOL_CONFIG: join(scratch, CONFIG) };
   const socket = join(scratch, 'pool.sock');

@@ -13,7 +13,7 @@ export const host: Host = {
   podman: '4.3.1',
   runtime: 'runc version 1.1.5',
   node: 'v20.20.2',
-  project: '0.2.0',
+  project: '0.3.0',
   commit: '0123456789abcdef',
   simulated: false,
   softcuda_costs: null,

@@ -48,7 +48,11 @@ t.test('ten cycles, each way back in turn, work in flight and other allocations 
       before.map(({ context }) => context),
     );
     if (way === 'hot-copy') {
-      t.same((await parksIn(lab)).map(({ tier }) => tier), ['hot', 'hot'], `${name}: the masters stay`);
+      t.same(
+        (await parksIn(lab)).map(({ tier }) => tier),
+        ['hot', 'hot'],
+        `${name}: the masters stay`,
+      );
       await evict(lab.poolPlace(), {});
     }
     t.same(await freeMemory(lab), free, `${name}: the pool has kept nothing`);
@@ -76,3 +80,16 @@ for (const kind of ['map', 'ordered', 'managed'] as const) {
     t.same(await freeMemory(lab), free, 'nothing is kept');
   });
 }
+
+t.test('what came back from the pool can be dumped and restored without it', async (t) => {
+  const lab = await labFor(t);
+  await lab.startPool();
+  const shape = { memoryMib: 8, pieces: 2 };
+  const workload = await lab.start({ ...shape, busy: true, shim: true });
+  await lab.checkpoint(workload);
+  expectPaths(t, await lab.restore(workload), ['hot-move'], 'with the pool');
+  const off = { env: { CRIU_CUDA_CONTEXT_POOL: '0' } };
+  t.equal((await lab.checkpoint(workload, off)).path, 'stock', 'dumped without');
+  t.equal((await lab.restore(workload, off)).path, 'stock', 'restored without');
+  await verify(t, workload, shape, 'nothing is lost');
+});

@@ -4,11 +4,20 @@ import { readdirSync, readlinkSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Test } from 'tap';
 import { exec } from '../../harness/adapters/exec.ts';
+import { inspectContainer } from '../../harness/adapters/podman.ts';
 import type { ActionResult } from '../../harness/container/actions.ts';
 import { type Answer, type Answers, expectedChecksum } from '../../harness/container/ask.ts';
-import { type Lab, type LabOptions, makeLab, type Workload, type WorkloadOptions } from '../../harness/container/lab.ts';
+import { checkpointDir } from '../../harness/container/images.ts';
+import {
+  type Lab,
+  type LabOptions,
+  makeLab,
+  type Workload,
+  type WorkloadOptions,
+} from '../../harness/container/lab.ts';
 import { poolReport } from '../../harness/container/pool-process.ts';
 import { type Park, parksOf } from '../../harness/container/records.ts';
+import type { CudapoolError } from '../../harness/errors.ts';
 import { buildSnippets } from '../support/index.ts';
 
 export const WORDS_PER_MIB = 1 << 18;
@@ -25,7 +34,12 @@ export type Shape = Pick<WorkloadOptions, 'memoryMib' | 'filledMib' | 'pieces' |
 
 /** Asks every process, and checks that each has kept the memory that it was started with. */
 export async function verify(t: Test, workload: Workload, shape: Shape | number, message: string): Promise<Answers> {
-  const { memoryMib = 0, filledMib = memoryMib, pieces = 1, seed = 1 } = typeof shape === 'number' ? { memoryMib: shape } : shape;
+  const {
+    memoryMib = 0,
+    filledMib = memoryMib,
+    pieces = 1,
+    seed = 1,
+  } = typeof shape === 'number' ? { memoryMib: shape } : shape;
   const asked = await workload.ask({ timeoutMs: 30_000 });
   const words = memoryMib * WORDS_PER_MIB;
   const right = (answer: Answer, index: number): boolean =>
@@ -44,7 +58,12 @@ function expected(words: number, seed: number, pieces: number, filled: number): 
 }
 
 /** The ways that the processes' memory took, by the pool's records. */
-export function expectPaths(t: Test, { memory, path, why }: ActionResult, paths: readonly string[], message: string): void {
+export function expectPaths(
+  t: Test,
+  { memory, path, why }: ActionResult,
+  paths: readonly string[],
+  message: string,
+): void {
   t.same(
     memory.map((record) => record.path),
     paths,
@@ -52,6 +71,20 @@ export function expectPaths(t: Test, { memory, path, why }: ActionResult, paths:
   );
   t.equal(path, 'pool', `${message}: ${why}`);
 }
+
+/** A checkpoint or restore that must fail, with words like these for people. */
+export async function refused(t: Test, action: Promise<unknown>, words: RegExp, message: string): Promise<void> {
+  const failed = await action.then(
+    () => undefined,
+    (error: CudapoolError) => error,
+  );
+  t.match(failed?.code, /^ERR_CUDAPOOL_(CHECKPOINT|RESTORE)$/, `${message}: it fails`);
+  t.match([failed?.message, ...(failed?.lines ?? [])].join('\n'), words, `${message}: and says why`);
+}
+
+/** Where CRIU's images of a container are. */
+export const imageDir = async (lab: Lab, { name }: Workload): Promise<string> =>
+  checkpointDir(await inspectContainer(lab.podman, name));
 
 /** What the lab's pool has parked. */
 export async function parksIn(lab: Lab): Promise<Park[]> {

@@ -89,6 +89,7 @@ t.test('cudapool evict and prefetch', async (t) => {
     t.match(none, { exitCode: 1, stderr: /there is no pool[\s\S]*cudapool pool start/ });
   }
   t.match(await cudapool(['evict', '--tier', 'hot']), { exitCode: 2 });
+  t.match(await cudapool(['prefetch', '/nonexistent']), { exitCode: 2, stderr: /\/nonexistent is no folder/ });
 });
 
 t.test('options of podman that are passed on', async (t) => {

@@ -14,13 +14,14 @@
 
 #include "fake_pool.h"
 
-#define SLOTS	 96 /* more than one batch of pieces */
+#define SLOTS	 64
 #define AREA	 64 /* words that are looked at, at the start of each slot's memory and at its end */
-#define PENDING	 4  /* slots with work under way, at most, for each thread */
+#define PENDING	 12  /* slots with work under way, at most, for each thread */
 #define MIB	 (1ul << 20)
-#define PARK_MS	 20000 /* on a machine that is busy */
-#define LATE_MS	 100
+#define PARK_MS	 10000 /* on a machine that is busy */
+#define LATE_MS	 30
 #define ATTEMPTS 5
+#define PAUSE_MS 500 /* between two parks, at most */
 
 #define MODEL_API(F)                                                                                                   \
 	F(cuMemcpyHtoDAsync_v2)                                                                                        \
@@ -153,20 +154,17 @@ static void fly(struct worker *w, struct slot *s)
 		land(w);
 }
 
-static void check(struct worker *w, struct slot *s)
+static void check(struct worker *w, struct slot *s, unsigned area)
 {
-	uint32_t found[AREA];
+	uint32_t found[AREA] = {};
 
-	for (unsigned area = 0; area < 2; area++) {
-		memset(found, 0x5a, sizeof(found));
-		GOOD(w, gpu.cuMemcpyDtoH_v2(found, area_of(s, area), sizeof(found)));
-		for (unsigned i = 0; i < AREA; i++) {
-			if (found[i] == s->expect[area][i])
-				continue;
-			complain(w, "slot %td, kind %d, %zu bytes, area %u, word %u: %08x instead of %08x", s - slots, s->kind,
-				 s->bytes, area, i, found[i], s->expect[area][i]);
-			return;
-		}
+	GOOD(w, gpu.cuMemcpyDtoH_v2(found, area_of(s, area), sizeof(found)));
+	for (unsigned i = 0; i < AREA; i++) {
+		if (found[i] == s->expect[area][i])
+			continue;
+		complain(w, "slot %td, kind %d, %zu bytes, area %u, word %u: %08x instead of %08x", s - slots, s->kind,
+			 s->bytes, area, i, found[i], s->expect[area][i]);
+		return;
 	}
 }
 
@@ -197,7 +195,7 @@ static CUresult map_memory(struct worker *w, struct slot *s)
 
 static void allocate(struct worker *w, struct slot *s)
 {
-	static const size_t sizes[] = {4096, 64 << 10, 2 << 20, (2 << 20) + 4, 5000000, 6 << 20};
+	static const size_t sizes[] = {512, 4096, 64 << 10, 2 << 20, 2 << 20, (2 << 20) + 4};
 	CUresult r;
 
 	s->kind = below(w, KINDS);
@@ -263,7 +261,7 @@ static void do_copy_in(struct worker *w, struct slot *s)
 
 	filled(words, count, next_random(&w->random));
 	memcpy(s->expect[area] + from, words, count * 4);
-	if (below(w, 2))
+	if (below(w, 16))
 		GOOD(w, cu.cuMemcpyHtoDAsync_v2(area_of(s, area) + from * 4, words, count * 4, w->stream));
 	else
 		GOOD(w, gpu.cuMemcpyHtoD_v2(area_of(s, area) + from * 4, words, count * 4));
@@ -271,7 +269,7 @@ static void do_copy_in(struct worker *w, struct slot *s)
 
 static void do_check(struct worker *w, struct slot *s)
 {
-	check(w, s);
+	check(w, s, below(w, 2));
 }
 
 static void do_memset(struct worker *w, struct slot *s)
@@ -281,7 +279,7 @@ static void do_memset(struct worker *w, struct slot *s)
 
 	for (unsigned i = 0; i < count; i++)
 		s->expect[area][from + i] = with;
-	if (below(w, 2))
+	if (below(w, 16))
 		GOOD(w, gpu.cuMemsetD32Async(area_of(s, area) + from * 4, with, count, w->stream));
 	else
 		GOOD(w, gpu.cuMemsetD32_v2(area_of(s, area) + from * 4, with, count));
@@ -377,8 +375,8 @@ static const struct {
 	unsigned weight; /* of 100 */
 	bool with_memory;
 	void (*run)(struct worker *w, struct slot *s);
-} table[] = {{12, false, do_toggle}, {20, true, do_copy_in}, {22, true, do_check}, {14, true, do_memset}, {15, true, do_launch},
-	     {8, true, do_copy},     {4, true, do_graph},    {4, true, do_ask},	   {1, true, do_wrong}};
+} table[] = {{2, false, do_toggle}, {26, true, do_copy_in}, {8, true, do_check}, {28, true, do_memset}, {28, true, do_launch},
+	     {3, true, do_copy},    {1, true, do_graph},    {3, true, do_ask},	 {1, true, do_wrong}};
 
 static void *work(void *argument)
 {
@@ -459,7 +457,8 @@ static int application(unsigned threads, int ready, int go)
 	for (unsigned i = 0; i < SLOTS; i++) {
 		if (!slots[i].at)
 			continue;
-		check(&last, &slots[i]);
+		check(&last, &slots[i], 0);
+		check(&last, &slots[i], 1);
 		release(&last, &slots[i]);
 	}
 	MUST(cuCtxSynchronize());
@@ -482,6 +481,7 @@ static struct {
 static uint32_t state_of_shim(void)
 {
 	if (fake_pool_command(&pool, CUDAPOOL_PAGE_PING, PARK_MS)) {
+		printf("# a pool of kind %d, state %u, command %u\n", pool.at, pool.page->park_state, pool.page->command);
 		ok(false, "the shim answers");
 		return UINT32_MAX;
 	}
@@ -495,13 +495,19 @@ static bool wait_ms(int fd, int ms)
 	return poll(&p, 1, ms) > 0;
 }
 
+/* A pool that dies early, or says nothing, is waited for so long. */
+static uint32_t limit_ms(void)
+{
+	return pool.at == FAKE_POOL_HONEST ? PARK_MS : LATE_MS;
+}
+
 static bool unpark_all(uint64_t *random)
 {
 	for (int i = 0; i < ATTEMPTS; i++) {
 		int err;
 
 		pool.at = i == 0 && next_random(random) % 4 == 0 ? next_random(random) % FAKE_POOL_POINTS : FAKE_POOL_HONEST;
-		err = fake_pool_unpark(&pool, pool.at == FAKE_POOL_LATE ? LATE_MS : PARK_MS);
+		err = fake_pool_unpark(&pool, limit_ms());
 		if (err)
 			count.failed++;
 		if (err && pool.at == FAKE_POOL_HONEST)
@@ -518,13 +524,13 @@ static bool unpark_all(uint64_t *random)
 /* Parks and unparks until the application says that it is done. */
 static void parking(uint64_t random, int ready)
 {
-	while (!wait_ms(ready, next_random(&random) % 10)) {
+	while (!wait_ms(ready, next_random(&random) % PAUSE_MS)) {
 		int err;
 
 		pool.at = next_random(&random) % 4 == 0 ? next_random(&random) % FAKE_POOL_POINTS : FAKE_POOL_HONEST;
 		if (pool.at >= FAKE_POOL_LIES_TOKEN && pool.at < FAKE_POOL_LATE)
 			pool.at = FAKE_POOL_HONEST; /* of an unpark only */
-		err = fake_pool_park(&pool, pool.at == FAKE_POOL_LATE ? LATE_MS : PARK_MS);
+		err = fake_pool_park(&pool, limit_ms());
 		if (err && pool.at == FAKE_POOL_HONEST && err != -EIO) {
 			printf("# park: %d, %s (%d)\n", err, pool.end.text, pool.end.cu_result);
 			ok(false, "an honest pool parks, unless the driver refuses");
@@ -584,7 +590,7 @@ int main(int argc, char **argv)
 	tap_points += 2; /* the application's */
 	printf("# %u parks, %u refused, %u unparks, %u failed; %u pieces at most\n", count.parks, count.refused,
 	       count.unparks, count.failed, count.most);
-	ok(count.parks > 20 && count.refused && count.failed, "it was parked, and not always");
+	ok(count.parks && count.unparks == count.parks, "it was parked and unparked");
 	ok(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the application ended well");
 	fake_pool_close(&pool);
 	return tap_end();

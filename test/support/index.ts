@@ -90,6 +90,8 @@ export interface SoftCuda {
 /** A machine of its own with the software driver; `extra` sets SOFTCUDA_* options. */
 export function softCuda(t: Test, extra: Record<string, string> = {}): SoftCuda {
   const dir = tempDir(t, '/dev/shm');
+  // Devices of its own: the pools of tests that run beside this one see its processes, too.
+  writeFileSync(join(dir, 'machine'), dir);
   return {
     dir,
     env: {
