@@ -6,6 +6,8 @@
 #include "pieces.h"
 
 #define WANT_LIMIT_MS 5000 /* for the pool to evict: it takes milliseconds, or it is not there */
+#define NOTICE_MS     700  /* from a process's first context until a pool has seen it: it looks every 250 ms, and then tells */
+#define NOTICE_STEP_US 5000
 
 #define UNKNOWN	      1	   /* an address that belongs to nobody */
 
@@ -20,13 +22,26 @@ uint64_t cudapool_memory_evictable(int device)
 		       : 0;
 }
 
+/* What the pool would give up; of a process that is so new that no pool can have seen it, that is waited for. */
+static bool anything_evictable(int device)
+{
+	int64_t end = cudapool_state.context_ms + NOTICE_MS;
+
+	while (!cudapool_memory_evictable(device)) {
+		if (!cudapool_state.context_ms || cudapool_now_ms() >= end)
+			return false;
+		cudapool_sleep_us(NOTICE_STEP_US);
+	}
+	return true;
+}
+
 /* One thread asks at a time: there is one place for it on the page. */
 bool cudapool_memory_want(int device, uint64_t bytes)
 {
 	struct memory *m = cudapool_memory(true);
 	struct cudapool_page *page = cudapool_state.page;
-	int64_t end = cudapool_now_ms() + WANT_LIMIT_MS;
 	uint32_t number, granted;
+	int64_t end;
 	bool got;
 
 	if (!m)
@@ -34,8 +49,9 @@ bool cudapool_memory_want(int device, uint64_t bytes)
 	/* First what our own pools hold and nobody uses, as the driver does. */
 	if (cudapool_pools_trim(m, device, true))
 		return true;
-	if (!cudapool_memory_evictable(device))
+	if (!anything_evictable(device))
 		return false;
+	end = cudapool_now_ms() + WANT_LIMIT_MS;
 	cudapool_lock(&m->want_lock);
 	page->want_device = device;
 	page->want_bytes = bytes;

@@ -52,6 +52,7 @@ struct cudapool_state {
 	struct streams *streams;       /* the application's contexts and streams (streams.h); not inherited */
 	uint32_t streams_lock;         /* of those */
 	bool per_thread;               /* functions were looked up for which stream 0 is the thread's own */
+	int64_t context_ms;            /* when the process got its first context; 0: none yet */
 	struct memory *memory;         /* what is known of GPU memory (pieces.h); not inherited either */
 	void *context;                 /* the warm context */
 	uint64_t contexts;             /* that the application ever had */

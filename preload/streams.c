@@ -2,6 +2,7 @@
 /* The contexts and streams of the process, and what is known of captures: what drain.c goes by. */
 #include <errno.h>
 
+#include "clock.h"
 #include "pieces.h"
 #include "streams.h"
 
@@ -130,14 +131,21 @@ static void forget_context(struct context_note *note)
 void cudapool_note_context(CUcontext context)
 {
 	struct context_note *note;
+	bool first;
 
 	cudapool_streams_lock();
+	first = !cudapool_streams();
 	note = context_note(context);
 	if (note)
 		note->noted++;
 	else /* no memory for it: parking must not believe that it knows every context */
 		__atomic_store_n(&state.unparkable, 1, __ATOMIC_SEQ_CST);
 	cudapool_streams_unlock();
+	/* From here on the pool can tell it what it would give up on its devices, before any command. */
+	if (first && state.page) {
+		cudapool_memory_report(state.page);
+		state.context_ms = cudapool_now_ms();
+	}
 }
 
 uint32_t cudapool_context_times_noted(CUcontext context)

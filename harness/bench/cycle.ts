@@ -196,10 +196,8 @@ export function makeCycle({ bed, workload: what, storage, check, stockOnce = fal
       const at = await theLab();
       const side = await start(kind);
       const dumped = (await running(side)) ? await checkpoint(kind, side) : undefined;
-      if (kind === 'staged') {
-        await at.startPool(); // ends the one that has it hot
-        await sleep(SETTLE_MS);
-      }
+      if (kind === 'staged') await at.startPool(); // ends the one that has it hot
+      await sleep(SETTLE_MS); // what the checkpoint left to be done, as freeing the memory of what was killed, is not the restore's
       const { answer_ms, command_ms, result } = await restore(kind, side);
       const record = kind === 'stock' ? undefined : await recordOf(at, side, 'restore');
       if (kind !== 'stock' && record !== undefined && record.path !== PATHS[kind]) {

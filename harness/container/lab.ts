@@ -183,6 +183,7 @@ export async function makeLab(options: LabOptions = {}): Promise<Lab> {
   const storage = options.storage === undefined ? dir : mkdtempSync(join(options.storage, 'cudapool-lab-'));
   const place = podmanPlace(dir, storage);
   writeFileSync(join(dir, 'cudapool.conf'), '');
+  writeFileSync(join(devices, 'machine'), dir); // no other lab's pool takes these devices for its own
 
   const env: Record<string, string> = {
     CUDAPOOL_SOCKET: socket,

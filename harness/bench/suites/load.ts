@@ -7,7 +7,7 @@ import { checkpointDir } from '../../container/images.ts';
 import { type Lab, makeLab } from '../../container/lab.ts';
 import { poolReport } from '../../container/pool-process.ts';
 import { parksOf } from '../../container/records.ts';
-import { CudapoolError } from '../../errors.ts';
+import { CudapoolError, usageError } from '../../errors.ts';
 import { SETTLE_MS } from '../bed.ts';
 import { evictAll, memoryStorage } from '../cycle.ts';
 import type { Experiment } from '../experiment.ts';
@@ -31,11 +31,13 @@ const way = (threads: number, chunkMb: number): Way => ({
 const WAYS: readonly Way[] = [way(16, 4), way(8, 256), way(1, 4), way(4, 64), way(8, 16), way(16, 16)];
 const SEED = 1;
 
-function experiment({ bed, gib }: SuiteOptions, cold: boolean): Experiment {
+function experiment({ bed, gib, only }: SuiteOptions, cold: boolean): Experiment {
   const size = gib?.[0] ?? (bed.driver === 'gpu' ? 16 : 0.5);
   const memoryMib = Math.round(size * 1024);
   const pieces = Math.max(1, Math.round(size));
-  const ways = cold ? WAYS.slice(0, 1) : WAYS;
+  const chosen = WAYS.filter(({ name }) => only === undefined || only.includes(name));
+  if (chosen.length === 0) throw usageError('none of these is a way to load', WAYS.map(({ name }) => name).join(', '));
+  const ways = cold ? chosen.slice(0, 1) : chosen;
   const storage = cold ? undefined : memoryStorage((size + 0.5) * 1.2 * 2 ** 30);
   let lab: Lab | undefined;
   let dir: string | undefined;
@@ -73,11 +75,11 @@ function experiment({ bed, gib }: SuiteOptions, cold: boolean): Experiment {
       : [{ kind: 'at_least', what: 'staged load, GB/s', metric: 'load_gbps', variant: 't16-c4', min: 40 } as const],
     // A pool of its own for each run: its ring is made within the load, as in a restore by a fresh pool.
     prepare: async (variant) => {
-      const chosen = ways.find(({ name }) => name === variant) as Way;
+      const how = ways.find(({ name }) => name === variant) as Way;
       const at = await checkpointed();
       await at.lab.startPool([], {
-        CRIU_CUDA_STREAMS: String(chosen.threads),
-        CRIU_CUDA_CHUNK_MB: String(chosen.chunkMb),
+        CRIU_CUDA_STREAMS: String(how.threads),
+        CRIU_CUDA_CHUNK_MB: String(how.chunkMb),
       });
       await sleep(SETTLE_MS);
       if (cold) await evictAll(at.lab, 'cold');
