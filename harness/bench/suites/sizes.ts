@@ -111,7 +111,7 @@ const RESERVED = {
 /** An engine that reserves its cache: most of it is zero. Stock would take minutes. */
 function reserved({ bed }: SuiteOptions): Experiment {
   const { allocatedMib: memoryMib, filledMib } = RESERVED[bed.driver];
-  const pieces = 50;
+  const pieces = 40; // both are cut into as many
   const storage = memoryStorage((filledMib / MIB + 1) * 1.1 * 2 ** 30);
   const cycle = makeCycle({
     bed,
