@@ -93,9 +93,10 @@ t.test(
 );
 
 t.test('not enough GPU memory', async (t) => {
-  const lab = await labFor(t, { env: { SOFTCUDA_MEMORY_MB: '256' } });
+  // One of them and what the driver needs for a context (STORE_MARGIN, 640 MiB) fit, both of them do not.
+  const lab = await labFor(t, { env: { SOFTCUDA_MEMORY_MB: '1408' } });
   await lab.startPool();
-  const big = { memoryMib: 96, filledMib: 2, shim: true } as const;
+  const big = { memoryMib: 704, filledMib: 2, shim: true } as const;
   const first = await lab.start(big);
   const held = async (workload: Workload): Promise<unknown[]> =>
     (await workload.ask({ timeoutMs: 30_000 })).answers.map(({ words, checksum }) => [words, checksum]);
@@ -104,7 +105,7 @@ t.test('not enough GPU memory', async (t) => {
   await lab.checkpoint(first);
   t.same(await hot(), [true]);
 
-  const second = await lab.start({ ...big, memoryMib: 192, seed: 7, when: 'ask' });
+  const second = await lab.start({ ...big, memoryMib: 736, seed: 7, when: 'ask' });
   await sleep(SEEN_MS);
   const others = await held(second);
   t.same(await hot(), [false], 'an allocation gets what was hot');
