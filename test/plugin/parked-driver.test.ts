@@ -93,7 +93,7 @@ const cases: Case[] = [
   },
   {
     name: 'the keeper is killed in a checkpoint: the dump fails, memory comes back from the images',
-    script: `${spawning}; ${start}; fault checkpoint=hang:600; (sleep 0.5; kill -KILL $POOL) & dump; fault; wait_for 'pool_counts | grep -qx held=0'; answers alive; ${fresh}; NAME=again dump; left gone; restore; answers restored; ${end}`,
+    script: `${spawning}; ${start}; fault checkpoint=hang:1500; (wait_for '[ "$(ls "$T"/img/cudapool-*.img | wc -l)" = 3 ]'; kill -KILL $POOL) & dump; fault; wait_for 'pool_counts | grep -qx held=0'; answers alive; ${fresh}; NAME=again dump; left gone; restore; answers restored; ${end}`,
     wanted: { dump: '1', alive: '3', again: '0', gone: '0', restore: '0', restored: '3' },
     also: (t, o) => t.match(o.log('dump'), 'the pool that parks GPU memory was lost'),
   },
