@@ -447,6 +447,7 @@ static void errors(void)
 {
 	CUdeviceptr ptr;
 	CUcontext other;
+	int i;
 
 	begin();
 	MUST(cuMemAlloc_v2(&ptr, 2 * MIB));
@@ -455,7 +456,8 @@ static void errors(void)
 	MUST(cuCtxSetCurrent(other));
 	gpu_kernels();
 	must(gpu_fill(0x1000, MIB, 4, NULL, false), "launch what must fail");
-	sleep_ms(50);
+	for (i = 0; i < 100 && gpu.cuCtxSynchronize() == CUDA_SUCCESS; i++)
+		sleep_ms(20); /* until it has failed, however busy the machine is */
 	ok(fake_pool_park(&pool, LIMIT_MS) == -EOPNOTSUPP, "a context in error cannot be parked");
 	ok(pool.end.cu_result == CUDA_ERROR_ILLEGAL_ADDRESS && pool.end.text[0], "and it is said why");
 	ok(gpu.cuCtxSynchronize() == CUDA_ERROR_ILLEGAL_ADDRESS, "the application sees its error");
