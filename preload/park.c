@@ -458,8 +458,8 @@ void cudapool_park_talk(struct cudapool_page *page, enum cudapool_page_command c
 		unpark(&run, page);
 	}
 	lower_limit(&limit);
-	__atomic_store_n(&page->channel_fd, -1, __ATOMIC_RELEASE);
 	/* Even if the time is up, what came out of it is said, if that can be done at once. */
 	cudapool_talk_send(&run.talk, CUDAPOOL_CHANNEL_END, &run.end, sizeof(run.end), NULL, 0);
 	cudapool_talk_close(&run.talk);
+	__atomic_store_n(&page->channel_fd, -1, __ATOMIC_RELEASE); /* not before: a pool may only now come to take it */
 }

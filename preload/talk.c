@@ -12,6 +12,8 @@
 #include "gate.h"
 #include "talk.h"
 
+#define TAKE_US 50000 /* a pool takes its end of the channel within a few milliseconds */
+
 union control {
 	struct cmsghdr header;
 	char space[CMSG_SPACE(sizeof(int) * CUDAPOOL_CHANNEL_BATCH)];
@@ -171,6 +173,9 @@ void cudapool_talk_close(struct talk *talk)
 	unsigned count, left;
 	size_t length;
 
+	/* What ended before the pool took its end: it is told of the end only if there is something left to take. */
+	if (talk->theirs >= 0)
+		cudapool_sleep_us(TAKE_US);
 	talk->deadline_us = 0;
 	for (left = 16, err = 0; left && err != -EPIPE && err != -ETIMEDOUT; left--) {
 		err = cudapool_talk_receive(talk, CUDAPOOL_CHANNEL_PIECES, &unread, sizeof(unread.h), sizeof(unread),
