@@ -84,9 +84,9 @@ static void cycles(void)
 	for (i = 0; i < 3; i++) {
 		ok(fake_pool_park(&pool, 10000) == 0, "parks");
 		ok(pool.begin.bytes == parked && pool.pieces == BLOCKS && pool.begin.devices == 1, "everything");
-		ok(pool.page->park_state == CUDAPOOL_PARK_PARKED && pool.page->channel_fd == -1, "and says so");
 		/* The next command is carried out when this one is over, and the channel closed. */
 		fake_pool_command(&pool, CUDAPOOL_PAGE_PING, 1000);
+		ok(pool.page->park_state == CUDAPOOL_PARK_PARKED && pool.page->channel_fd == -1, "and says so");
 		before = descriptors();
 		ok(before == fds + BLOCKS, "only the pool's descriptors are open");
 		touched = 0;
