@@ -91,12 +91,14 @@ t.test('the keeper answers while a large image is being removed', async (t) => {
   // Others may read it, so it is not written over.
   writeFileSync(join(images, `cudapool-${token}.img`), Buffer.alloc(2 * MiB, 1), { mode: 0o644 });
   const began = performance.now();
-  const { pool, app, criu } = await parked(
-    t,
-    0,
-    { LD_PRELOAD: join(programs, 'slowclose.so'), SLOWCLOSE_DIR: images, SLOWCLOSE_MS: '20000' },
-    images,
-  );
+  const slow = {
+    LD_PRELOAD: join(programs, 'slowclose.so'),
+    SLOWCLOSE_DIR: images,
+    SLOWCLOSE_MS: '20000',
+    // A daemon with sanitizers wants to be the first library otherwise.
+    ASAN_OPTIONS: `${process.env.ASAN_OPTIONS ?? ''}:verify_asan_link_order=0`,
+  };
+  const { pool, app, criu } = await parked(t, 0, slow, images);
   t.equal((await one(criu, 'checkpoint', app.pid)).error, 0, 'a dump goes on');
   t.equal((await one(criu, 'saved', app.pid)).error, 0, 'to its end');
   t.match(await statusOf(pool), { held: [{ pid: app.pid }] }, 'and STATUS is answered');
