@@ -13,6 +13,7 @@ import {
   startApp,
   startClient,
   statusOf,
+  stop,
 } from './support.ts';
 
 const programs = await buildSnippets('pool');
@@ -178,7 +179,7 @@ t.test('a stopped process is given back when it runs again', async (t) => {
   const { pool, app, criu } = await scene(t);
   await criu.say(`do lock ${app.pid}`);
   await criu.say(`do checkpoint ${app.pid}`);
-  app.child.kill('SIGSTOP');
+  await stop(app.pid);
   await criu.kill();
   await sleep(700);
   t.match(

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // For the tests of this room: applications that show whether they run, and clients that are told what to say.
 import { type ChildProcess, spawn } from 'node:child_process';
-import { writeFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -194,6 +194,13 @@ export function fault(soft: SoftCuda, spec: string): void {
 export async function holdsNothing(t: Test, pool: Pool, what: string, limitMs = 10_000): Promise<void> {
   const ok = await until(what, async () => (await statusOf(pool)).held_count === 0, limitMs, 30).catch(() => false);
   t.ok(ok, what);
+}
+
+/** Stops a process; a signal is not there yet when kill returns. */
+export async function stop(pid: number): Promise<void> {
+  process.kill(pid, 'SIGSTOP');
+  const state = (): string | undefined => /\) (\S)/.exec(readFileSync(`/proc/${pid}/stat`, 'latin1'))?.[1];
+  await until('the process is stopped', async () => state() === 'T', 5000, 5);
 }
 
 /** Waits until the worker has an action in hand. */
