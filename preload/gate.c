@@ -22,6 +22,7 @@
 #define WIDE_EACH    4	  /* of so many moments one is for all */
 #define SPIN_US	     1000 /* how long a change is looked for without sleeping long */
 #define WAIT_STEP_MS 1000
+#define SWEPT	     UINT32_MAX /* in the place of a thread's id: the slot is being made free */
 
 #define state cudapool_state
 
@@ -67,9 +68,11 @@ static struct cudapool_slot *find_slot(void *self, uint32_t tid)
 
 	/* Whoever had our thread pointer or our id is gone. */
 	for (i = 0; i < used; i++) {
+		uint32_t other;
+
 		slot = &state.slots[i];
-		if (__atomic_load_n(&slot->tid, __ATOMIC_RELAXED) == tid ||
-		    (slot->self == self && take(slot, slot->tid, tid)))
+		other = __atomic_load_n(&slot->tid, __ATOMIC_RELAXED);
+		if (other == tid || (slot->self == self && other != SWEPT && take(slot, other, tid)))
 			return slot;
 	}
 	for (slot = state.slots; slot < state.slots + CUDAPOOL_SLOTS; slot++)
@@ -156,6 +159,8 @@ struct cudapool_slot *cudapool_held_enter(void)
 
 /* The shim's thread's side. */
 
+static uint32_t occupant; /* the last one that was seen within a call */
+
 /* Has every thread of the process that is running now execute a fence. */
 static bool fence_all(void)
 {
@@ -174,32 +179,47 @@ void cudapool_gate_prepare(void)
 				    __ATOMIC_RELAXED);
 }
 
+/* A thread that was cancelled, or ended itself, within a call or at the gate left its slot as it was. */
+static bool sweep(struct cudapool_slot *slot)
+{
+	uint32_t tid = __atomic_load_n(&slot->tid, __ATOMIC_RELAXED);
+
+	if (!tid || !thread_gone(tid) || !take(slot, tid, SWEPT))
+		return false;
+	__atomic_store_n(&slot->depth, 0, __ATOMIC_RELAXED);
+	__atomic_store_n(&slot->waiting, 0, __ATOMIC_RELAXED);
+	__atomic_store_n(&slot->tid, 0, __ATOMIC_RELEASE);
+	return true;
+}
+
 unsigned cudapool_gate_waiting(void)
 {
 	uint32_t used = __atomic_load_n(&state.slots_used, __ATOMIC_ACQUIRE), i;
 	unsigned waiting = 0;
 
 	for (i = 0; i < used; i++)
-		waiting += __atomic_load_n(&state.slots[i].waiting, __ATOMIC_RELAXED);
+		waiting += __atomic_load_n(&state.slots[i].waiting, __ATOMIC_RELAXED) && !sweep(&state.slots[i]);
 	return waiting;
 }
 
-/* Calls that are under way. sweep: look whether their threads still are. */
-static unsigned inside(bool sweep)
+uint32_t cudapool_gate_occupant(void)
+{
+	return occupant;
+}
+
+/* Calls that are under way. look: whether their threads still are. */
+static unsigned inside(bool look)
 {
 	uint32_t used = __atomic_load_n(&state.slots_used, __ATOMIC_SEQ_CST), i;
 	unsigned calls = 0;
 
 	for (i = 0; i < used; i++) {
 		struct cudapool_slot *slot = &state.slots[i];
-		uint32_t tid = slot->tid;
 
-		if (!__atomic_load_n(&slot->depth, __ATOMIC_SEQ_CST))
+		if (!__atomic_load_n(&slot->depth, __ATOMIC_SEQ_CST) || (look && sweep(slot)))
 			continue;
-		if (sweep && tid && thread_gone(tid) && take(slot, tid, 0))
-			__atomic_store_n(&slot->depth, 0, __ATOMIC_RELAXED);
-		else
-			calls++;
+		occupant = __atomic_load_n(&slot->tid, __ATOMIC_RELAXED);
+		calls++;
 	}
 	return calls;
 }

@@ -97,6 +97,12 @@ void cudapool_gate_open(void);
 /* Threads that wait at the gate now. */
 unsigned cudapool_gate_waiting(void);
 
+/*
+ * After -ETIMEDOUT: the id of a thread that was within a call, as the process knows it. The call blocks; or the thread left
+ * it by longjmp(), which looks the same. (One that was cancelled, or ended otherwise, is not waited for.)
+ */
+uint32_t cudapool_gate_occupant(void);
+
 /* Microseconds of CLOCK_MONOTONIC, and a sleep that no library intercepts. */
 uint64_t cudapool_now_us(void);
 void cudapool_sleep_us(uint32_t us);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /* The page's commands PARK and UNPARK: gives the process's GPU memory to the pool, and takes it back. */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -133,16 +134,25 @@ static void forget_evictable(struct cudapool_page *page)
 		__atomic_store_n(&page->devices[i].evictable, 0, __ATOMIC_RELAXED);
 }
 
+static int calls_go_on(struct run *run)
+{
+	char text[sizeof(run->end.text)];
+
+	snprintf(text, sizeof(text), "calls into the driver did not end in time: thread %u is in one",
+		 cudapool_gate_occupant());
+	return failed(run, -ETIMEDOUT, 0, text);
+}
+
 static int close_gate(struct run *run)
 {
 	CUresult r;
 	int err = cudapool_gate_close(left_us(run));
 
 	phase(run, CUDAPOOL_PHASE_GATE);
+	if (err == -ETIMEDOUT)
+		return calls_go_on(run);
 	if (err)
-		return failed(run, err, 0,
-			      err == -ETIMEDOUT ? "calls into the driver did not end in time"
-						: "the gate cannot be closed: no membarrier, or too many threads or streams");
+		return failed(run, err, 0, "the gate cannot be closed: no membarrier, or too many threads or streams");
 	err = cudapool_drain_all(left_us(run), &r);
 	phase(run, CUDAPOOL_PHASE_DRAIN);
 	if (err == -ETIMEDOUT)

@@ -42,3 +42,18 @@ t.test('applications that are parked', async (t) => {
     await runTap(t, program('gate'), [what], { ...softCuda(t).env, ...preload });
   }
 });
+
+t.test('threads that end within a call, or jump out of it', async (t) => {
+  const blocked = 'cuStreamSynchronize=hang';
+  const ways: Record<string, string> = {
+    cancelled: blocked,
+    'cancelled-anywhere': blocked,
+    'cancelled-allocating': 'cuMemCreate=hang@2',
+    ended: blocked,
+    'cancelled-at-the-gate': '',
+    jump: blocked,
+  };
+  for (const [how, SOFTCUDA_FAULTS] of Object.entries(ways)) {
+    await runTap(t, program('ends'), [how], { ...softCuda(t, { SOFTCUDA_FAULTS }).env, ...preload }, how);
+  }
+});
