@@ -70,38 +70,45 @@ static unsigned time_left_ms(const struct operation *operation)
 	return now < operation->end_ms ? (unsigned)(operation->end_ms - now) : 1;
 }
 
-/* Of its GPU memory, what is the pool's; 0 as well where there is no shim that says so. */
-static uint64_t imported_bytes(const struct process *process)
+/* What the shim of a process says of it; all zero where there is none that says anything. */
+static struct cudapool_page shim_says(const struct process *process)
 {
+	struct cudapool_page page = {.magic = 0};
 	struct cudapool_shim shim;
-	struct cudapool_page page = {.imported_bytes = 0};
 
 	if (cudapool_shim_open(&shim, process->pid))
-		return 0;
+		return page;
 	if (!process_same(&shim.process, process) || cudapool_shim_read(&shim, &page))
-		page.imported_bytes = 0;
+		memset(&page, 0, sizeof(page));
 	cudapool_shim_close(&shim);
-	return page.imported_bytes;
+	return page;
 }
 
 /* As the driver does it, without parking; but not what it would checkpoint and could never restore. */
 static void lock_stock(struct operation *operation)
 {
-	uint64_t bytes = imported_bytes(operation->process);
+	struct cudapool_page page = shim_says(operation->process);
 	char why[sizeof(operation->text)];
 
-	if (bytes) {
-		operation->path = CUDAPOOL_PATH_PARKED; /* that it was not: so no client tries the driver's way itself */
-		memcpy(why, operation->text, sizeof(why));
+	if (!page.foreign_mb && !page.imported_bytes) {
+		operation->path = CUDAPOOL_PATH_STOCK;
+		operation_act(operation, CUDAPOOL_OP_LOCK, operation->timeout_ms, locked);
+		return;
+	}
+	operation->path = CUDAPOOL_PATH_PARKED; /* that it was not: so no client tries the driver's way itself */
+	memcpy(why, operation->text, sizeof(why));
+	if (page.foreign_mb)
+		operation_say(operation,
+			      "process %d has %u MiB of another process's memory imported: the driver could checkpoint it, "
+			      "and never restore it. It must close that first (cuMemUnmap and cuMemRelease)",
+			      operation->process->pid, page.foreign_mb);
+	else
 		operation_say(operation,
 			      "%llu MiB of process %d are the pool's memory: the driver could checkpoint it, and never "
 			      "restore it. Park it (CUDAPOOL_PARK=1), with GPU memory free for a copy. Not parked: %s",
-			      (unsigned long long)(bytes + (1 << 20) - 1) >> 20, operation->process->pid, why);
-		lock_ended(operation, -ENOTSUP);
-		return;
-	}
-	operation->path = CUDAPOOL_PATH_STOCK;
-	operation_act(operation, CUDAPOOL_OP_LOCK, operation->timeout_ms, locked);
+			      (unsigned long long)(page.imported_bytes + (1 << 20) - 1) >> 20, operation->process->pid,
+			      why);
+	lock_ended(operation, -ENOTSUP);
 }
 
 static int before_go(struct parking *parking)

@@ -230,7 +230,7 @@ int cudapool_shim_read(struct cudapool_shim *shim, struct cudapool_page *copy)
 	copy->want_seq = page->want_seq;
 	copy->granted_seq = page->granted_seq;
 	copy->want_device = page->want_device;
-	copy->reserved = 0;
+	copy->foreign_mb = page->foreign_mb;
 	copy->want_bytes = page->want_bytes;
 	for (i = 0; i < CUDAPOOL_PAGE_DEVICES; i++) {
 		for (j = 0; j < sizeof(copy->devices[i].uuid); j++)
@@ -452,6 +452,7 @@ static void report_park(struct cudapool_json *j, const struct cudapool_page *pag
 	cudapool_json_string(j, "park_state", states[page->park_state]); /* bounded by cudapool_shim_read() */
 	cudapool_json_number(j, "parked_bytes", page->parked_bytes);
 	cudapool_json_number(j, "imported_bytes", page->imported_bytes);
+	cudapool_json_number(j, "foreign_mb", page->foreign_mb);
 	cudapool_json_open(j, "left_bytes", '{');
 	for (i = 0; i < CUDAPOOL_LEFT_KINDS; i++)
 		cudapool_json_number(j, kinds[i], page->left_bytes[i]);

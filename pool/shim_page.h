@@ -73,7 +73,8 @@ void cudapool_shim_close(struct cudapool_shim *shim);
  *   {"pid", "shim": true, "build", "own_pid", "warmth": "none"|"driver"|"context"|"taken"|"failed", "warm_result",
  *    "warm_us", "restores", "app_inited", "handed_back", "created", "resolved",
  *    "park_state": "open"|"closing"|"parked"|"unparking", "parked_bytes" (of the last
- *    park, or that the next would take), "imported_bytes" (of those the pool's still), "left_bytes": {"small", "ordered", "managed", "array", "shared",
+ *    park, or that the next would take), "imported_bytes" (of those the pool's still),
+ *    "foreign_mb" (of other processes, imported by the application), "left_bytes": {"small", "ordered", "managed", "array", "shared",
  *    "refused"}, "held_calls", "unknown" (driver functions that the gate does not know), "unknown_name" (the first),
  *    "reason" (why it cannot be parked),
  *    "ping_us": NUMBER|null, "text"}

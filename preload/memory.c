@@ -21,6 +21,7 @@ struct memory *cudapool_memory(bool make)
 	m->block_slab.size = sizeof(struct block);
 	m->piece_slab.size = sizeof(struct piece);
 	m->array_slab.size = sizeof(struct array);
+	m->import_slab.size = sizeof(struct import);
 	m->next_id = ID_BASE;
 	m->peer_slab.size = sizeof(struct peer);
 	m->pool_slab.size = sizeof(struct pool);
@@ -412,10 +413,15 @@ uint64_t cudapool_memory_left(int device)
 bool cudapool_memory_unparkable(char *reason, size_t size)
 {
 	struct memory *m = cudapool_memory(false);
+	uint32_t foreign_mb = m ? __atomic_load_n(&cudapool_state.page->foreign_mb, __ATOMIC_RELAXED) : 0;
 
-	if (!m || m->piece_count <= CUDAPOOL_CHANNEL_MOST)
+	if (foreign_mb)
+		snprintf(reason, size, "it has %u MiB of another process's memory imported, with which the driver cannot restore it",
+			 foreign_mb);
+	else if (m && m->piece_count > CUDAPOOL_CHANNEL_MOST)
+		snprintf(reason, size, "its GPU memory is in more than %d pieces: raise CUDAPOOL_PARK_MIN_KB",
+			 CUDAPOOL_CHANNEL_MOST);
+	else
 		return false;
-	snprintf(reason, size, "its GPU memory is in more than %d pieces: raise CUDAPOOL_PARK_MIN_KB",
-		 CUDAPOOL_CHANNEL_MOST);
 	return true;
 }

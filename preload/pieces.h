@@ -66,6 +66,7 @@ struct region {
 	struct region *next; /* of the block */
 	struct block *block; /* NULL for REGION_DRIVERS; the chunk's for REGION_ORDERED */
 	struct chunk *chunk; /* of REGION_ORDERED */
+	struct import *import; /* of REGION_DRIVERS: another process's memory is mapped (imports.c); or NULL */
 	uint64_t bytes;	     /* as the application asked */
 	uint64_t span;	     /* of the mapping; from the start of the block on */
 	uint64_t id;	     /* CU_POINTER_ATTRIBUTE_BUFFER_ID; rises with each new region */
@@ -86,6 +87,14 @@ struct peer {
 	bool withdrawn; /* for the time of a park */
 };
 
+/* What the application imported, as long as it is open. */
+struct import {
+	struct node node; /* by the driver's handle */
+	uint64_t bytes;	  /* 0: not known before it is mapped the first time */
+	uint32_t handles; /* how often the application must release it */
+	uint32_t maps;
+};
+
 /* A CUDA array, only counted. */
 struct array {
 	struct node node; /* by handle */
@@ -101,12 +110,13 @@ struct memory {
 	uint64_t stamp_order;
 	uint32_t want_lock; /* of the request on the control page */
 	uint32_t lock;	    /* of all that follows; not held while the driver works, but in peers.c */
-	struct node *regions, *chunks, *handles, *arrays;
-	struct slab region_slab, block_slab, piece_slab, array_slab;
+	struct node *regions, *chunks, *handles, *arrays, *imports;
+	struct slab region_slab, block_slab, piece_slab, array_slab, import_slab;
 	struct piece **pieces; /* that can be parked, in no order of meaning */
 	uint32_t piece_count, piece_room;
 	uint64_t parked_bytes;
 	uint64_t imported_bytes;
+	uint64_t foreign_bytes; /* of `imports`, as far as they are known */
 	uint64_t left[CUDAPOOL_LEFT_KINDS][MEMORY_DEVICES];
 	uint64_t next_id; /* rises from ID_BASE on: of regions, blocks, arrays, peers */
 	uint64_t next_handle;
@@ -208,6 +218,13 @@ void cudapool_ordered_free(struct memory *m, struct region *region);
 
 /* left.c: with the lock held. */
 void cudapool_arrays_gone(struct memory *m, const struct cudapool_ending *ending);
+
+/* imports.c: with the lock held, but for cudapool_import_released(). */
+/* A mapping of all of this handle, `bytes`, is about to be made. NULL: it is not another process's memory. */
+struct import *cudapool_import_mapping(struct memory *m, CUmemGenericAllocationHandle handle, uint64_t bytes);
+void cudapool_import_unmapped(struct memory *m, struct import *import); /* it is gone, or did not come about */
+void cudapool_import_reopened(struct import *import); /* by cuMemRetainAllocationHandle */
+void cudapool_import_released(CUmemGenericAllocationHandle handle); /* any of the driver's; takes the lock */
 
 /* peers.c */
 /* Devices, as bits, that may use the allocations of `context` on `device`: itself too. With the lock held. */

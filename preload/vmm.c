@@ -109,6 +109,15 @@ static CUresult on_cuMemCreate(handle_t *handle, size_t size, const CUmemAllocat
 WRAPPER(cuMemCreate, (handle_t *handle, size_t size, const CUmemAllocationProp *prop, unsigned long long flags),
 	(handle, size, prop, flags))
 
+static CUresult release_drivers(handle_t handle)
+{
+	CUresult r = DRIVER(cuMemRelease)(handle);
+
+	if (r == CUDA_SUCCESS)
+		cudapool_import_released(handle);
+	return r;
+}
+
 static CUresult on_cuMemRelease(handle_t handle)
 {
 	struct memory *m = cudapool_memory(false);
@@ -116,7 +125,7 @@ static CUresult on_cuMemRelease(handle_t handle)
 	bool free = false;
 
 	if (!is_ours(handle))
-		return DRIVER(cuMemRelease)(handle);
+		return release_drivers(handle);
 	if (!m)
 		return CUDA_ERROR_INVALID_VALUE;
 	cudapool_lock(&m->lock);
@@ -132,13 +141,51 @@ static CUresult on_cuMemRelease(handle_t handle)
 }
 WRAPPER(cuMemRelease, (handle_t handle), (handle))
 
+/*
+ * Another process's memory was mapped, or not: `mapped`. Unlike what is only counted it must be known, or the process
+ * would be taken for one that has it for ever.
+ */
+static CUresult note_import(struct memory *m, CUdeviceptr ptr, size_t size, struct import *import, CUresult mapped)
+{
+	CUmemAllocationProp prop = {.location.id = 0};
+	struct region *region = NULL;
+
+	if (mapped == CUDA_SUCCESS)
+		DRIVER(cuMemGetAllocationPropertiesFromHandle)(&prop, import->node.key);
+	cudapool_lock(&m->lock);
+	if (mapped == CUDA_SUCCESS)
+		region = cudapool_region_new(m, ptr, size, REGION_DRIVERS);
+	if (region) {
+		region->left = CUDAPOOL_LEFT_SHARED;
+		region->device = prop.location.id;
+		region->import = import;
+		cudapool_region_enter(m, region);
+	} else {
+		cudapool_import_unmapped(m, import);
+	}
+	cudapool_unlock(&m->lock);
+	if (region || mapped != CUDA_SUCCESS)
+		return mapped;
+	DRIVER(cuMemUnmap)(ptr, size);
+	return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
 /* A mapping of the driver's own handle: only counted. */
 static CUresult map_drivers(CUdeviceptr ptr, size_t size, size_t offset, handle_t handle, unsigned long long flags)
 {
-	CUresult r = DRIVER(cuMemMap)(ptr, size, offset, handle, flags);
 	struct memory *m = cudapool_memory(true);
+	struct import *import = NULL;
 	CUmemAllocationProp prop;
+	CUresult r;
 
+	if (m) {
+		cudapool_lock(&m->lock);
+		import = cudapool_import_mapping(m, handle, size);
+		cudapool_unlock(&m->lock);
+	}
+	r = DRIVER(cuMemMap)(ptr, size, offset, handle, flags);
+	if (import)
+		return note_import(m, ptr, size, import, r);
 	if (r == CUDA_SUCCESS && m && DRIVER(cuMemGetAllocationPropertiesFromHandle)(&prop, handle) == CUDA_SUCCESS &&
 	    prop.location.type == CU_MEM_LOCATION_TYPE_DEVICE)
 		cudapool_left_add(m, ptr, size,
@@ -249,6 +296,8 @@ static CUresult on_cuMemUnmap(CUdeviceptr ptr, size_t size)
 
 		list = region->next;
 		cudapool_lock(&m->lock);
+		if (r == CUDA_SUCCESS && region->import)
+			cudapool_import_unmapped(m, region->import);
 		if (r == CUDA_SUCCESS)
 			cudapool_slab_put(&m->region_slab, region);
 		else
@@ -330,6 +379,7 @@ WRAPPER(cuMemGetAccess, (unsigned long long *flags, const CUmemLocation *locatio
 static CUresult on_cuMemRetainAllocationHandle(handle_t *handle, void *address)
 {
 	struct memory *m = cudapool_memory(false);
+	struct import *import = NULL;
 	struct region *region;
 	CUresult r = CUDA_ERROR_INVALID_VALUE;
 	bool drivers = true;
@@ -338,6 +388,9 @@ static CUresult on_cuMemRetainAllocationHandle(handle_t *handle, void *address)
 		cudapool_lock(&m->lock);
 		region = cudapool_region_at(m, (uintptr_t)address);
 		drivers = !region || !region->block;
+		import = region ? region->import : NULL;
+		if (import)
+			cudapool_import_reopened(import);
 		if (!drivers && region->kind == REGION_VIEW) {
 			region->block->handles++;
 			*handle = region->block->node.key;
@@ -345,7 +398,11 @@ static CUresult on_cuMemRetainAllocationHandle(handle_t *handle, void *address)
 		}
 		cudapool_unlock(&m->lock);
 	}
-	return drivers ? DRIVER(cuMemRetainAllocationHandle)(handle, address) : r;
+	if (drivers)
+		r = DRIVER(cuMemRetainAllocationHandle)(handle, address);
+	if (import && r != CUDA_SUCCESS)
+		cudapool_import_released(import->node.key);
+	return r;
 }
 WRAPPER(cuMemRetainAllocationHandle, (handle_t *handle, void *address), (handle, address))
 

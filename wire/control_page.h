@@ -119,7 +119,11 @@ struct cudapool_page {
 	uint32_t want_seq;    /* futex */
 	uint32_t granted_seq; /* futex */
 	uint32_t want_device; /* ordinal: an index into `devices` */
-	uint32_t reserved;    /* 0 */
+	/*
+	 * MiB, rounded up, of other processes' memory that the application has imported and open; 1 at least if there is any.
+	 * The driver checkpoints a process with such memory and can never restore it.
+	 */
+	uint32_t foreign_mb;
 	uint64_t want_bytes;
 	struct cudapool_page_device devices[CUDAPOOL_PAGE_DEVICES];
 };

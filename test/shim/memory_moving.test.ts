@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // GPU memory as the shim makes it: it must come out of the process and go back, and be counted right.
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import t from 'tap';
-import { buildSnippets, runTap, softCuda } from '../support/index.ts';
+import { buildSnippets, built, runTap, softCuda, startPool } from '../support/index.ts';
 
 const out = await buildSnippets('shim');
 const program = (name: string): string => join(out, name);
@@ -27,5 +27,19 @@ t.test('out and back', async (t) => {
   for (const [run, extra] of runs) {
     const { env } = softCuda(t, { SOFTCUDA_DEVICES: '2', SOFTCUDA_MEMORY_MB: '1024', ...extra });
     await runTap(t, program('memory_moving'), [run], { ...env, LD_PRELOAD: program('memory_shim.so') });
+  }
+});
+
+t.test("another process's memory", async (t) => {
+  const imports = program('imports');
+  await runTap(t, imports, ['shim'], { ...softCuda(t).env, LD_PRELOAD: built.shim });
+  await runTap(t, imports, ['stock'], softCuda(t).env);
+  const soft = softCuda(t);
+  for (const CUDAPOOL_PARK of ['1', '0']) {
+    const pool = await startPool(t, soft, { env: { CUDAPOOL_PARK, CUDAPOOL_IMAGE_DIR: soft.dir } });
+    const PATH = `${dirname(built.dropin)}:${process.env.PATH}`;
+    const env = { ...soft.env, PATH, CUDAPOOL_SOCKET: pool.socket, LD_PRELOAD: built.shim };
+    await runTap(t, imports, ['pooled'], env, `a pool with CUDAPOOL_PARK=${CUDAPOOL_PARK}`);
+    await pool.stop();
   }
 });
