@@ -482,6 +482,7 @@ static void acknowledged(struct parking *parking, int32_t result, int32_t channe
 		no_end(parking, parking->channel.fd);
 		return;
 	}
+	cudapool_shim_taken(&parking->shim, channel_fd);
 	parking->channel.ready = channel_ready;
 	if (loop_watch(&parking->channel, EPOLLIN)) {
 		fail(parking, -ENOMEM, "the channel of process %d cannot be watched", parking->process->pid);

@@ -357,6 +357,11 @@ int cudapool_shim_acknowledged(struct cudapool_shim *shim, uint32_t seq, int32_t
 	return -EAGAIN;
 }
 
+void cudapool_shim_taken(struct cudapool_shim *shim, int32_t channel_fd)
+{
+	__atomic_compare_exchange_n(&shim->page->channel_fd, &channel_fd, -1, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED);
+}
+
 void cudapool_shim_leave(struct cudapool_shim *shim, bool unanswered)
 {
 	uint32_t self = gettid();

@@ -53,6 +53,9 @@ int cudapool_shim_post(struct cudapool_shim *shim, enum cudapool_page_command co
  */
 int cudapool_shim_acknowledged(struct cudapool_shim *shim, uint32_t seq, int32_t *result, int32_t *channel_fd);
 
+/* The shim's end `channel_fd` was taken: lets it close its own copy, so that it notices when the pool dies. */
+void cudapool_shim_taken(struct cudapool_shim *shim, int32_t channel_fd);
+
 /* Ends being the page's owner. unanswered: a command that was not acknowledged is replaced by one that does nothing. */
 void cudapool_shim_leave(struct cudapool_shim *shim, bool unanswered);
 

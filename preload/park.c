@@ -427,11 +427,7 @@ int cudapool_park_prepare(struct cudapool_page *page, enum cudapool_page_command
 		  : state.park != CUDAPOOL_PARK_PARKED ? -EALREADY
 						       : 0;
 
-	if (!err)
-		err = cudapool_talk_open(&waiting);
-	if (!err)
-		__atomic_store_n(&page->channel_fd, waiting.theirs, __ATOMIC_RELEASE);
-	return err;
+	return err ? err : cudapool_talk_open(&waiting, &page->channel_fd);
 }
 
 /* A batch of descriptors must fit, whatever the application has open: its soft limit is raised meanwhile. */
@@ -471,5 +467,4 @@ void cudapool_park_talk(struct cudapool_page *page, enum cudapool_page_command c
 	/* Even if the time is up, what came out of it is said, if that can be done at once. */
 	cudapool_talk_send(&run.talk, CUDAPOOL_CHANNEL_END, &run.end, sizeof(run.end), NULL, 0);
 	cudapool_talk_close(&run.talk);
-	__atomic_store_n(&page->channel_fd, -1, __ATOMIC_RELEASE); /* not before: a pool may only now come to take it */
 }

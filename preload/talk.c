@@ -13,6 +13,7 @@
 #include "talk.h"
 
 #define TAKE_US 50000 /* a pool takes its end of the channel within a few milliseconds */
+#define LOOK_US 5000  /* how often it is looked whether it has */
 
 union control {
 	struct cmsghdr header;
@@ -24,7 +25,7 @@ static long result(long r)
 	return r < 0 ? -errno : r;
 }
 
-int cudapool_talk_open(struct talk *talk)
+int cudapool_talk_open(struct talk *talk, int32_t *offered)
 {
 	int fds[2];
 	long err = result(syscall(SYS_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds));
@@ -33,6 +34,8 @@ int cudapool_talk_open(struct talk *talk)
 		return err;
 	talk->fd = fds[0];
 	talk->theirs = fds[1];
+	talk->offered = offered;
+	__atomic_store_n(offered, talk->theirs, __ATOMIC_RELEASE);
 	return 0;
 }
 
@@ -51,21 +54,29 @@ static void close_theirs(struct talk *talk)
 	talk->theirs = -1;
 }
 
+/* The pool has its end. Ours is closed then: with it open, the socket would never say that the pool is gone. */
+static bool taken(struct talk *talk)
+{
+	if (talk->theirs >= 0 && __atomic_load_n(talk->offered, __ATOMIC_ACQUIRE) != talk->theirs)
+		close_theirs(talk);
+	return talk->theirs < 0;
+}
 
 /* Until the socket is ready for it, or at its end. */
-static int wait_for(const struct talk *talk, short events)
+static int wait_for(struct talk *talk, short events)
 {
 	struct pollfd poll = {.fd = talk->fd, .events = events};
 	struct timespec limit;
-	uint64_t now, left;
+	uint64_t now, left, step;
 	long r;
 
 	do {
 		now = cudapool_now_us();
 		left = now < talk->deadline_us ? talk->deadline_us - now : 0;
-		limit = (struct timespec){left / 1000000, left % 1000000 * 1000};
+		step = left < LOOK_US || taken(talk) ? left : LOOK_US;
+		limit = (struct timespec){step / 1000000, step % 1000000 * 1000};
 		r = result(syscall(SYS_ppoll, &poll, 1, &limit, NULL, 0));
-	} while (r == -EINTR);
+	} while (r == -EINTR || (r == 0 && step < left));
 	return r < 0 ? (int)r : r == 0 ? -ETIMEDOUT : 0;
 }
 
@@ -171,11 +182,12 @@ void cudapool_talk_close(struct talk *talk)
 	struct cudapool_channel_pieces unread;
 	int fds[CUDAPOOL_CHANNEL_BATCH], err;
 	unsigned count, left;
+	uint64_t end = cudapool_now_us() + TAKE_US;
 	size_t length;
 
 	/* What ended before the pool took its end: it is told of the end only if there is something left to take. */
-	if (talk->theirs >= 0)
-		cudapool_sleep_us(TAKE_US);
+	while (!taken(talk) && cudapool_now_us() < end)
+		cudapool_sleep_us(LOOK_US);
 	talk->deadline_us = 0;
 	for (left = 16, err = 0; left && err != -EPIPE && err != -ETIMEDOUT; left--) {
 		err = cudapool_talk_receive(talk, CUDAPOOL_CHANNEL_PIECES, &unread, sizeof(unread.h), sizeof(unread),
@@ -185,4 +197,5 @@ void cudapool_talk_close(struct talk *talk)
 	}
 	close_theirs(talk);
 	syscall(SYS_close, talk->fd);
+	__atomic_store_n(talk->offered, -1, __ATOMIC_RELEASE); /* not before: a pool may only now come to take it */
 }

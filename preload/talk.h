@@ -10,11 +10,14 @@
 
 struct talk {
 	int fd;		      /* ours */
-	int theirs;	      /* the pool's end, until it is heard from for the first time; then -1 */
+	int theirs;	      /* the pool's end, until the pool has taken it, or is heard from; then -1 */
+	int32_t *offered;     /* where the pool finds the number of its end, and writes another one when it has taken it */
 	uint64_t deadline_us; /* of all that follows */
 };
 
-int cudapool_talk_open(struct talk *talk); /* 0 or a negative errno */
+/* Offers the pool its end there, on the page. 0 or a negative errno. */
+int cudapool_talk_open(struct talk *talk, int32_t *offered);
+/* Takes the offer back, too. */
 void cudapool_talk_close(struct talk *talk);
 
 /*

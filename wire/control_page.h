@@ -95,7 +95,7 @@ struct cudapool_page {
 	/* Parking. */
 	int32_t tid;	       /* of the shim's thread, in its own pid namespace */
 	uint32_t park_state;   /* enum cudapool_park_state: what the shim says; its own truth is in private memory */
-	int32_t channel_fd;    /* of the shim: the end for the pool, while a PARK or UNPARK waits for it; else -1 */
+	int32_t channel_fd;    /* of the shim: the end for the pool, until that has taken it, and says so by -1; else -1 */
 	uint32_t limit_ms;     /* argument: the shim undoes a PARK by itself if it has not ended by then; at most 600000 */
 	uint8_t token[16];     /* argument of both; the shim keeps that of the park that it is in; all zero: none */
 	uint64_t parked_bytes; /* that the last park took, or that the next would, as of now */

@@ -159,6 +159,8 @@ static inline int fake_pool_take(struct fake_pool *pool)
 	fd = syscall(SYS_pidfd_getfd, pidfd, __atomic_load_n(&pool->page->channel_fd, __ATOMIC_ACQUIRE), 0);
 	err = errno;
 	close(pidfd);
+	if (fd >= 0)
+		__atomic_store_n(&pool->page->channel_fd, -1, __ATOMIC_RELEASE);
 	return fd < 0 ? -err : fd;
 }
 
