@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 /* The contexts and streams of the process, and what is known of captures: what drain.c goes by. */
 #include <errno.h>
+#include <stddef.h>
+#include <string.h>
 
 #include "clock.h"
 #include "pieces.h"
@@ -369,40 +371,30 @@ static CUresult on_cuCtxFromGreenCtx(CUcontext *context, CUgreenCtx green)
 }
 WRAPPER(cuCtxFromGreenCtx, (CUcontext *context, CUgreenCtx green), (context, green))
 
-static struct context_note *context_of_green(const void *green)
+/* A note of what belongs to this green context, in which that one's handle is at `offset`. */
+static void *note_of_green(struct node *notes, size_t offset, CUgreenCtx green)
 {
 	struct node *node = NULL;
+	CUgreenCtx of;
 
-	if (!cudapool_streams())
-		return NULL;
-	while ((node = cudapool_tree_more(cudapool_streams()->contexts, node ? node->key : 0)))
-		if (((struct context_note *)node)->green == green)
+	while ((node = cudapool_tree_more(notes, node ? node->key : 0))) {
+		memcpy(&of, (char *)node + offset, sizeof(of));
+		if (of == green)
 			break;
-	return (struct context_note *)node;
-}
-
-static struct stream_note *stream_of_green(const void *green)
-{
-	struct node *node = NULL;
-
-	if (!cudapool_streams())
-		return NULL;
-	while ((node = cudapool_tree_more(cudapool_streams()->streams, node ? node->key : 0)))
-		if (((struct stream_note *)node)->green == green)
-			break;
-	return (struct stream_note *)node;
+	}
+	return node;
 }
 
 static CUresult on_cuGreenCtxDestroy(CUgreenCtx green)
 {
-	struct context_note *context;
-	struct stream_note *stream;
+	struct streams *known = cudapool_streams();
+	void *note;
 
 	cudapool_streams_lock();
-	while ((context = context_of_green(green)))
-		forget_context(context);
-	while ((stream = stream_of_green(green)))
-		forget_stream(stream);
+	while (known && (note = note_of_green(known->contexts, offsetof(struct context_note, green), green)))
+		forget_context(note);
+	while (known && (note = note_of_green(known->streams, offsetof(struct stream_note, green), green)))
+		forget_stream(note);
 	cudapool_streams_unlock();
 	return REAL(cuGreenCtxDestroy)(green);
 }

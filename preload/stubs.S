@@ -156,13 +156,6 @@
 	jmp cudapool_refuse
 .endm
 
-.macro held_slowly
-	.cfi_startproc
-	call_keeping cudapool_held_enter
-	ret
-	.cfi_endproc
-.endm
-
 .macro export_entry
 	mov (cudapool_entry + 8 * index)(%rip), %r11
 	test %r11, %r11
@@ -321,13 +314,6 @@
 	b cudapool_refuse
 .endm
 
-.macro held_slowly
-	.cfi_startproc
-	call_keeping cudapool_held_enter
-	ret
-	.cfi_endproc
-.endm
-
 .macro export_entry
 	adrp x16, cudapool_entry + 8 * index
 	ldr x16, [x16, #:lo12:cudapool_entry + 8 * index]
@@ -357,7 +343,10 @@ cudapool_bind_first_call:
 	.balign 16
 	.type cudapool_held_slowly, %function
 cudapool_held_slowly:
-	held_slowly
+	.cfi_startproc
+	call_keeping cudapool_held_enter
+	ret
+	.cfi_endproc
 	.size cudapool_held_slowly, . - cudapool_held_slowly
 
 	.balign 16

@@ -15,11 +15,6 @@
 #define TAKE_US 50000 /* a pool takes its end of the channel within a few milliseconds */
 #define LOOK_US 5000  /* how often it is looked whether it has */
 
-union control {
-	struct cmsghdr header;
-	char space[CMSG_SPACE(sizeof(int) * CUDAPOOL_CHANNEL_BATCH)];
-};
-
 static long result(long r)
 {
 	return r < 0 ? -errno : r;
@@ -86,19 +81,12 @@ int cudapool_talk_send(struct talk *talk, enum cudapool_channel_type type, void 
 	struct cudapool_channel_header *h = message;
 	struct iovec part = {message, length};
 	struct msghdr msg = {.msg_iov = &part, .msg_iovlen = 1};
-	union control control;
+	union cudapool_channel_control control;
 	long r;
 
 	*h = (struct cudapool_channel_header){CUDAPOOL_CHANNEL_MAGIC, type, length};
-	if (count) {
-		memset(&control, 0, sizeof(control));
-		msg.msg_control = &control;
-		msg.msg_controllen = CMSG_SPACE(sizeof(int) * count);
-		control.header.cmsg_level = SOL_SOCKET;
-		control.header.cmsg_type = SCM_RIGHTS;
-		control.header.cmsg_len = CMSG_LEN(sizeof(int) * count);
-		memcpy(CMSG_DATA(&control.header), fds, sizeof(int) * count);
-	}
+	if (count)
+		cudapool_channel_attach(&msg, &control, fds, count);
 	for (;;) {
 		r = result(syscall(SYS_sendmsg, talk->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT));
 		if (r >= 0)
@@ -147,7 +135,7 @@ int cudapool_talk_receive(struct talk *talk, enum cudapool_channel_type type, vo
 {
 	const struct cudapool_channel_header *h = message;
 	struct iovec part = {message, size};
-	union control control;
+	union cudapool_channel_control control;
 	struct msghdr msg = {
 		.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
 	int err;

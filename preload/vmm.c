@@ -452,16 +452,20 @@ WRAPPER(cuMemExportToShareableHandle,
 	(void *shareable, handle_t handle, CUmemAllocationHandleType type, unsigned long long flags),
 	(shareable, handle, type, flags))
 
-/* Everything that is mapped in these addresses is shared from here on. */
-static void share_range(struct memory *m, CUdeviceptr ptr, size_t size)
+/* If the driver gave them to others (`given`), all that is mapped in these addresses is shared from here on. */
+static CUresult share_range(CUresult given, CUdeviceptr ptr, size_t size)
 {
+	struct memory *m = cudapool_memory(false);
 	struct region *region;
 
+	if (given != CUDA_SUCCESS || !m)
+		return given;
 	cudapool_lock(&m->lock);
 	for (region = first_in(m, ptr, size); region; region = next_in(m, region, ptr, size))
 		if (region->block)
 			cudapool_block_share(m, region->block);
 	cudapool_unlock(&m->lock);
+	return given;
 }
 
 /* A descriptor for other devices on the bus: they know physical addresses. */
@@ -473,12 +477,7 @@ WRAPPER(cuMemGetHandleForAddressRange, (void *handle, CUdeviceptr ptr, size_t si
 static CUresult on_cuMemGetHandleForAddressRange(void *handle, CUdeviceptr ptr, size_t size, int type,
 						 unsigned long long flags)
 {
-	CUresult r = REAL(cuMemGetHandleForAddressRange)(handle, ptr, size, type, flags);
-	struct memory *m = cudapool_memory(false);
-
-	if (r == CUDA_SUCCESS && m)
-		share_range(m, ptr, size);
-	return r;
+	return share_range(REAL(cuMemGetHandleForAddressRange)(handle, ptr, size, type, flags), ptr, size);
 }
 
 /* Multicast objects are the driver's; memory that is bound to one stays with it. */
@@ -530,10 +529,5 @@ WRAPPER(cuMulticastBindAddr, (handle_t object, size_t at, CUdeviceptr ptr, size_
 static CUresult on_cuMulticastBindAddr(handle_t object, size_t at, CUdeviceptr ptr, size_t size,
 				       unsigned long long flags)
 {
-	CUresult r = REAL(cuMulticastBindAddr)(object, at, ptr, size, flags);
-	struct memory *m = cudapool_memory(false);
-
-	if (r == CUDA_SUCCESS && m)
-		share_range(m, ptr, size);
-	return r;
+	return share_range(REAL(cuMulticastBindAddr)(object, at, ptr, size, flags), ptr, size);
 }

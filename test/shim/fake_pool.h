@@ -168,10 +168,7 @@ static inline int fake_pool_take(struct fake_pool *pool)
 static inline int fake_pool_receive(struct fake_pool *pool, int fd, void *message, size_t size, int *fds,
 				    unsigned *count)
 {
-	union {
-		struct cmsghdr header;
-		char space[CMSG_SPACE(sizeof(int) * CUDAPOOL_CHANNEL_BATCH)];
-	} control;
+	union cudapool_channel_control control;
 	struct iovec part = {message, size};
 	struct msghdr msg = {
 		.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
@@ -200,10 +197,7 @@ static inline int fake_pool_receive(struct fake_pool *pool, int fd, void *messag
 static inline int fake_pool_send(struct fake_pool *pool, int fd, uint16_t type, void *message, size_t length,
 				 const int *fds, unsigned count)
 {
-	union {
-		struct cmsghdr header;
-		char space[CMSG_SPACE(sizeof(int) * CUDAPOOL_CHANNEL_BATCH)];
-	} control;
+	union cudapool_channel_control control;
 	struct cudapool_channel_header *h = message;
 	struct iovec part = {message, length};
 	struct msghdr msg = {.msg_iov = &part, .msg_iovlen = 1};
@@ -215,15 +209,8 @@ static inline int fake_pool_send(struct fake_pool *pool, int fd, uint16_t type, 
 		h->type = 99;
 	if (pool->at == FAKE_POOL_LIES_SHORT)
 		part.iov_len = h->length = length - 4;
-	if (count) {
-		memset(&control, 0, sizeof(control));
-		msg.msg_control = &control;
-		msg.msg_controllen = CMSG_SPACE(sizeof(int) * count);
-		control.header.cmsg_level = SOL_SOCKET;
-		control.header.cmsg_type = SCM_RIGHTS;
-		control.header.cmsg_len = CMSG_LEN(sizeof(int) * count);
-		memcpy(CMSG_DATA(&control.header), fds, sizeof(int) * count);
-	}
+	if (count)
+		cudapool_channel_attach(&msg, &control, fds, count);
 	return sendmsg(fd, &msg, MSG_NOSIGNAL) < 0 ? -errno : 0;
 }
 
