@@ -98,8 +98,8 @@ void cudapool_gate_open(void);
 unsigned cudapool_gate_waiting(void);
 
 /*
- * After -ETIMEDOUT: the id of a thread that was within a call, as the process knows it. The call blocks; or the thread left
- * it by longjmp(), which looks the same. (One that was cancelled, or ended otherwise, is not waited for.)
+ * After -ETIMEDOUT: the id of a thread that was within a call, as the process knows it. The call blocks; or the thread
+ * left it by longjmp(), which looks the same. (One that was cancelled, or ended otherwise, is not waited for.)
  */
 uint32_t cudapool_gate_occupant(void);
 

@@ -3,9 +3,9 @@
 #include "pieces.h"
 
 /*
- * The driver checkpoints a process that has such memory, and then cannot restore it: the process is lost (measured on an
- * H200). Nor can it be parked, being another's. So as long as any is open, by a handle or a mapping, the page says so, and
- * the pool refuses the checkpoint. A process's import of what it exported itself is taken to be the same.
+ * The driver checkpoints a process that has such memory, and then cannot restore it: the process is lost (measured on
+ * an H200). Nor can it be parked, being another's. So as long as any is open, by a handle or a mapping, the page says
+ * so, and the pool refuses the checkpoint. A process's import of what it exported itself is taken to be the same.
  */
 typedef CUmemGenericAllocationHandle handle_t;
 
@@ -110,3 +110,70 @@ static CUresult on_cuMemImportFromShareableHandle(handle_t *handle, void *sharea
 }
 WRAPPER(cuMemImportFromShareableHandle, (handle_t *handle, void *shareable, CUmemAllocationHandleType type),
 	(handle, shareable, type))
+
+/*
+ * Legacy IPC. What another process let us open is the driver's affair, and only counted. (What we have ourselves cannot
+ * be shared so, if it can be parked: the driver refuses cuIpcGetMemHandle for mapped memory.)
+ */
+static CUresult opened(CUresult r, const CUdeviceptr *ptr)
+{
+	struct memory *m = cudapool_memory(true);
+	CUcontext context;
+	size_t bytes;
+	int device;
+	bool known;
+
+	if (r != CUDA_SUCCESS || !m || !cudapool_memory_current(&context, &device) ||
+	    DRIVER(cuMemGetAddressRange_v2)(NULL, &bytes, *ptr) != CUDA_SUCCESS)
+		return r;
+	cudapool_lock(&m->lock);
+	known = cudapool_region_at(m, *ptr); /* opened once more, it is where it was */
+	cudapool_unlock(&m->lock);
+	if (!known)
+		cudapool_left_add(m, *ptr, bytes, CUDAPOOL_LEFT_SHARED, context, device);
+	return r;
+}
+
+static CUresult on_cuIpcOpenMemHandle(CUdeviceptr *ptr, CUipcMemHandle handle, unsigned int flags)
+{
+	return opened(DRIVER(cuIpcOpenMemHandle)(ptr, handle, flags), ptr);
+}
+WRAPPER(cuIpcOpenMemHandle, (CUdeviceptr *ptr, CUipcMemHandle handle, unsigned int flags), (ptr, handle, flags))
+
+static CUresult on_cuIpcOpenMemHandle_v2(CUdeviceptr *ptr, CUipcMemHandle handle, unsigned int flags)
+{
+	return opened(DRIVER(cuIpcOpenMemHandle_v2)(ptr, handle, flags), ptr);
+}
+WRAPPER(cuIpcOpenMemHandle_v2, (CUdeviceptr *ptr, CUipcMemHandle handle, unsigned int flags), (ptr, handle, flags))
+
+/* Out of the tables first: as soon as it is closed its addresses may be something else's. */
+static CUresult on_cuIpcCloseMemHandle(CUdeviceptr ptr)
+{
+	struct memory *m = cudapool_memory(false);
+	struct region *region = NULL;
+	size_t bytes;
+	bool gone;
+	CUresult r;
+
+	if (m) {
+		cudapool_lock(&m->lock);
+		region = cudapool_region_at(m, ptr);
+		if (region && region_start(region) == ptr && region->kind == REGION_DRIVERS && !region->import)
+			cudapool_region_remove(m, region);
+		else
+			region = NULL;
+		cudapool_unlock(&m->lock);
+	}
+	r = DRIVER(cuIpcCloseMemHandle)(ptr);
+	if (region) {
+		gone = r == CUDA_SUCCESS && DRIVER(cuMemGetAddressRange_v2)(NULL, &bytes, ptr) != CUDA_SUCCESS;
+		cudapool_lock(&m->lock);
+		if (gone)
+			cudapool_slab_put(&m->region_slab, region);
+		else
+			cudapool_region_enter(m, region);
+		cudapool_unlock(&m->lock);
+	}
+	return r;
+}
+WRAPPER(cuIpcCloseMemHandle, (CUdeviceptr ptr), (ptr))

@@ -9,10 +9,10 @@
 #include <sys/socket.h>
 
 /*
- * Transport: a SOCK_SEQPACKET pair that the shim makes for one PARK or UNPARK (control_page.h). The pool takes its end with
- * pidfd_getfd, and writes -1 over its number on the page; the shim then closes its own copy of that end, so that each side
- * notices the other's death at once. Little endian, one message a packet. Both sides end it by closing; none waits longer
- * than `limit_ms` of the page for the other.
+ * Transport: a SOCK_SEQPACKET pair that the shim makes for one PARK or UNPARK (control_page.h). The pool takes its end
+ * with pidfd_getfd, and writes -1 over its number on the page; the shim then closes its own copy of that end, so that each
+ * side notices the other's death at once. Little endian, one message a packet. Both sides end it by closing; none waits
+ * longer than `limit_ms` of the page for the other.
  *
  * Memory is spoken of in pieces: one piece is one physical allocation of the driver, with one descriptor. The shim
  * numbers them from 0 and knows where they are mapped; the pool knows sizes and devices only.

@@ -25,7 +25,7 @@ static void *lib;
 static int *depth;
 static void **frames;
 typedef CUresult (*any)(long, long, long, long, long, long, long, long, long, long, long);
-typedef CUresult (*ipc)(CUdeviceptr *, CUipcMemHandle, unsigned int);
+typedef CUresult (*ipc)(CUevent *, CUipcEventHandle);
 
 /* Twice: the first call of a thread takes the slow way. */
 static __attribute__((noinline)) void call(const char *name)
@@ -46,7 +46,7 @@ static __attribute__((noinline)) void call(const char *name)
 int main(void)
 {
 	struct fake_pool pool = {};
-	CUipcMemHandle handle;
+	CUipcEventHandle handle;
 	ipc open_handle;
 	int i;
 
@@ -63,10 +63,10 @@ int main(void)
 	call("cuMemcpyBatchAsync");
 	call("cuLaunchCooperativeKernel");
 	call("cuLaunchKernel");
-	open_handle = (ipc)dlsym(lib, "cuIpcOpenMemHandle_v2");
+	open_handle = (ipc)dlsym(lib, "cuIpcOpenEventHandle");
 	for (i = 0; i < CU_IPC_HANDLE_SIZE; i++)
 		handle.reserved[i] = i;
-	ok(open_handle((CUdeviceptr *)1, handle, 2) == CUDA_SUCCESS, "cuIpcOpenMemHandle_v2, a structure by value");
+	ok(open_handle((CUevent *)1, handle) == CUDA_SUCCESS, "cuIpcOpenEventHandle, a structure by value");
 
 	if (!fake_pool_find(&pool, getpid())) {
 		dlsym(lib, "cuGetErrorString");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/* Memory of another process that the application imported: it can not be parked, nor checkpointed. imports WHAT. */
+/* Memory that is another process's, or that the application wants to share with one: imports WHAT. */
 #include "memory_api.h"
 
 #include <pthread.h>
@@ -171,7 +171,7 @@ static void shim(int fd)
 	MUST(cuMemMap(first, BYTES, 0, again, 0));
 	ok(cu.cuMemMap(first, BYTES, 0, again, 0) != CUDA_SUCCESS, "a mapping that fails");
 	MUST(cuMemRelease(again));
-	ok(cu.cuMemUnmap(first, BYTES - 2 * MIB) != CUDA_SUCCESS && pool.page->foreign_mb == 6, "half of it cannot be unmapped");
+	ok(cu.cuMemUnmap(first, 2 * MIB) != CUDA_SUCCESS && pool.page->foreign_mb == 6, "a part of it cannot be unmapped");
 	MUST(cuMemUnmap(first, BYTES));
 	parks("when all is closed it parks");
 }
@@ -231,6 +231,70 @@ static void stock(int fd)
 	ok(act("restore", said, sizeof(said)) && strstr(said, "401"), "and has lost it (401)");
 }
 
+static uint64_t left(enum cudapool_left kind)
+{
+	fake_pool_command(&pool, CUDAPOOL_PAGE_PING, 10000);
+	return pool.page->left_bytes[kind];
+}
+
+/* Legacy IPC and fabric handles: refused for what can be parked, by the driver; else left to it. */
+static void offered(int fd)
+{
+	static const CUmemAllocationHandleType types[] = {
+		CU_MEM_HANDLE_TYPE_FABRIC, CU_MEM_HANDLE_TYPE_FABRIC | CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR};
+	CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+				    .requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
+				    .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
+	CUmemGenericAllocationHandle handle;
+	CUipcMemHandle ipc;
+	CUdeviceptr small;
+	unsigned capable = 9;
+	char fabric[64];
+	size_t i;
+
+	close(fd);
+	if (fake_pool_find(&pool, getpid()))
+		exit(2);
+	MUST(cuMemAlloc_v2(&small, 1000));
+	ok(cu.cuIpcGetMemHandle(&ipc, ptr) == CUDA_ERROR_INVALID_VALUE, "no legacy IPC handle of memory that can be parked");
+	ok(!cu.cuPointerGetAttribute(&capable, CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE, ptr) && !capable,
+	   "which its attribute says");
+	ok(cu.cuIpcGetMemHandle(&ipc, small) == CUDA_ERROR_NOT_SUPPORTED && left(CUDAPOOL_LEFT_SMALL) == 1000,
+	   "of what is too small for that it is the driver's to say, and it is counted");
+	MUST(cuMemCreate(&handle, BYTES, &prop, 0));
+	ok(cu.cuMemExportToShareableHandle(fabric, handle, CU_MEM_HANDLE_TYPE_FABRIC, 0) == CUDA_ERROR_INVALID_VALUE &&
+		   !left(CUDAPOOL_LEFT_SHARED), "no fabric handle of memory that was not made for it, which is not shared by that");
+	MUST(cuMemRelease(handle));
+	for (i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
+		prop.requestedHandleTypes = types[i];
+		ok(cu.cuMemCreate(&handle, BYTES, &prop, 0) == CUDA_ERROR_NOT_SUPPORTED,
+		   "memory for fabric handles is the driver's to make, or to refuse");
+	}
+	parks("the rest parks");
+}
+
+/* With a driver that has legacy IPC (newer.c): what is opened is left to it, and counted as long as it is open. */
+static void opened(int fd)
+{
+	CUipcMemHandle ipc = {.reserved = {3}};
+	CUdeviceptr one, two;
+
+	close(fd);
+	if (fake_pool_find(&pool, getpid()))
+		exit(2);
+	MUST(cuIpcOpenMemHandle_v2(&one, ipc, CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS));
+	ok(left(CUDAPOOL_LEFT_SHARED) == 3 * MIB, "what is opened is counted");
+	MUST(cuIpcOpenMemHandle(&two, ipc, CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS));
+	ok(one == two && left(CUDAPOOL_LEFT_SHARED) == 3 * MIB, "once");
+	parks("and left where it is");
+	ok(cu.cuIpcCloseMemHandle(one + 1) != CUDA_SUCCESS && left(CUDAPOOL_LEFT_SHARED) == 3 * MIB,
+	   "an address that was not opened is not closed");
+	MUST(cuIpcCloseMemHandle(one));
+	ok(left(CUDAPOOL_LEFT_SHARED) == 3 * MIB, "closed as often");
+	MUST(cuIpcCloseMemHandle(one));
+	ok(!left(CUDAPOOL_LEFT_SHARED) && cu.cuIpcCloseMemHandle(one) != CUDA_SUCCESS, "as it was opened it is gone");
+}
+
 int main(int argc, char **argv)
 {
 	uint32_t mark = MARK;
@@ -245,6 +309,10 @@ int main(int argc, char **argv)
 		pooled(fd);
 	else if (argc == 2 && !strcmp(argv[1], "stock"))
 		stock(fd);
+	else if (argc == 2 && !strcmp(argv[1], "offered"))
+		offered(fd);
+	else if (argc == 2 && !strcmp(argv[1], "opened"))
+		opened(fd);
 	close(alive);
 	wait(NULL);
 	fake_pool_close(&pool);

@@ -59,6 +59,9 @@
 	F(cuMemsetD8_v2)                                                                                               \
 	F(cuMemsetD8Async)                                                                                             \
 	F(cuIpcGetMemHandle)                                                                                           \
+	F(cuIpcOpenMemHandle)                                                                                          \
+	F(cuIpcOpenMemHandle_v2)                                                                                       \
+	F(cuIpcCloseMemHandle)                                                                                         \
 	F(cuMemAllocAsync)                                                                                             \
 	F(cuMemAllocAsync_ptsz)                                                                                        \
 	F(cuMemAllocFromPoolAsync)                                                                                     \

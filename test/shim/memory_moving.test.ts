@@ -33,6 +33,9 @@ t.test('out and back', async (t) => {
 t.test("another process's memory", async (t) => {
   const imports = program('imports');
   await runTap(t, imports, ['shim'], { ...softCuda(t).env, LD_PRELOAD: built.shim });
+  await runTap(t, imports, ['offered'], { ...softCuda(t).env, LD_PRELOAD: built.shim });
+  const newer = { ...softCuda(t).env, LD_LIBRARY_PATH: join(out, 'newer') };
+  await runTap(t, imports, ['opened'], { ...newer, LD_PRELOAD: built.shim });
   await runTap(t, imports, ['stock'], softCuda(t).env);
   const soft = softCuda(t);
   for (const CUDAPOOL_PARK of ['1', '0']) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/* Linked with the software driver's objects: what other drivers have and it has not. */
+/* Linked with the software driver's objects, but for ipc.o: what other drivers have and it has not. */
 #define CUDAPOOL_ABI_NO_VERSIONS
 #include <cuda.h>
 
@@ -16,7 +16,56 @@ EXPORT CUresult cuMulticastBindMem(CUmemGenericAllocationHandle object, size_t a
 
 EXPORT CUresult cuDeviceGetGraphMemAttribute(CUdevice device, int attribute, void *value);
 
+/* In the place of those in ipc.o, called by its entries. */
+CUresult do_cuMemAlloc_v2(CUdeviceptr *ptr, size_t bytes);
+CUresult do_cuMemFree_v2(CUdeviceptr ptr);
+CUresult do_cuIpcGetMemHandle(CUipcMemHandle *handle, CUdeviceptr ptr);
+CUresult do_cuIpcOpenMemHandle(CUdeviceptr *ptr, CUipcMemHandle handle, unsigned int flags);
+CUresult do_cuIpcOpenMemHandle_v2(CUdeviceptr *ptr, CUipcMemHandle handle, unsigned int flags);
+CUresult do_cuIpcCloseMemHandle(CUdeviceptr ptr);
+CUresult do_cuIpcGetEventHandle(CUipcEventHandle *handle, CUevent event);
+CUresult do_cuIpcOpenEventHandle(CUevent *event, CUipcEventHandle handle);
+
 static char array_there;
+static CUdeviceptr opened;
+static unsigned opens;
+
+CUresult do_cuIpcGetMemHandle(CUipcMemHandle *handle, CUdeviceptr ptr)
+{
+	return CUDA_ERROR_NOT_SUPPORTED;
+}
+
+/* As many MiB as the handle's first byte says; opened again, it is the same memory. */
+CUresult do_cuIpcOpenMemHandle_v2(CUdeviceptr *ptr, CUipcMemHandle handle, unsigned int flags)
+{
+	CUresult r = opens ? CUDA_SUCCESS : do_cuMemAlloc_v2(&opened, (size_t)handle.reserved[0] << 20);
+
+	opens += r == CUDA_SUCCESS;
+	*ptr = opened;
+	return r;
+}
+
+CUresult do_cuIpcOpenMemHandle(CUdeviceptr *ptr, CUipcMemHandle handle, unsigned int flags)
+{
+	return do_cuIpcOpenMemHandle_v2(ptr, handle, flags);
+}
+
+CUresult do_cuIpcCloseMemHandle(CUdeviceptr ptr)
+{
+	if (!opens || ptr != opened)
+		return CUDA_ERROR_INVALID_VALUE;
+	return --opens ? CUDA_SUCCESS : do_cuMemFree_v2(ptr);
+}
+
+CUresult do_cuIpcGetEventHandle(CUipcEventHandle *handle, CUevent event)
+{
+	return CUDA_ERROR_NOT_SUPPORTED;
+}
+
+CUresult do_cuIpcOpenEventHandle(CUevent *event, CUipcEventHandle handle)
+{
+	return CUDA_ERROR_NOT_SUPPORTED;
+}
 
 CUresult cuArrayCreate_v2(void **array, const void *descriptor)
 {

@@ -7,7 +7,7 @@
 typedef int CUresult;
 typedef struct {
 	char reserved[CU_IPC_HANDLE_SIZE];
-} CUipcMemHandle;
+} CUipcEventHandle;
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -31,7 +31,7 @@ EXPORT CUresult cuLibraryLoadData(ARGS_7, long h);
 EXPORT CUresult cuMemcpyBatchAsync(ARGS_7, long h, long i);
 EXPORT CUresult cuLaunchCooperativeKernel(ARGS_7, long h, long i, long j);
 EXPORT CUresult cuLaunchKernel(ARGS_7, long h, long i, long j, long k);
-EXPORT CUresult cuIpcOpenMemHandle_v2(void *a, CUipcMemHandle handle, unsigned int b);
+EXPORT CUresult cuIpcOpenEventHandle(void *a, CUipcEventHandle handle);
 EXPORT CUresult cuPlainUnknown(void);
 
 CUresult cuInit(unsigned int flags)
@@ -69,9 +69,9 @@ CUresult cuLaunchKernel(ARGS_7, long h, long i, long j, long k)
 	return right(GOOD_6 && g == 7 && h == 8 && i == 9 && j == 10 && k == 11);
 }
 
-CUresult cuIpcOpenMemHandle_v2(void *a, CUipcMemHandle handle, unsigned int b)
+CUresult cuIpcOpenEventHandle(void *a, CUipcEventHandle handle)
 {
-	int i, good = a == (void *)1 && b == 2;
+	int i, good = a == (void *)1;
 
 	for (i = 0; i < CU_IPC_HANDLE_SIZE; i++)
 		good = good && handle.reserved[i] == i;
