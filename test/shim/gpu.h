@@ -31,6 +31,11 @@
 	F(cuModuleGetFunction)                                                                                         \
 	F(cuMemAlloc_v2)                                                                                               \
 	F(cuMemFree_v2)                                                                                                \
+	F(cuMemAllocPitch_v2)                                                                                          \
+	F(cuMemAllocAsync)                                                                                             \
+	F(cuMemGetAddressRange_v2)                                                                                     \
+	F(cuPointerGetAttribute)                                                                                       \
+	F(cuPointerSetAttribute)                                                                                       \
 	F(cuMemCreate)                                                                                                 \
 	F(cuMemExportToShareableHandle)                                                                                \
 	F(cuMemHostAlloc)                                                                                              \

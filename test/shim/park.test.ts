@@ -43,6 +43,17 @@ t.test('applications that are parked', async (t) => {
   }
 });
 
+t.test(
+  'what an application can tell is the same, with the driver by itself, with the shim, and after a park',
+  async (t) => {
+    const env = { ...softCuda(t, { SOFTCUDA_DEVICES: '2' }).env };
+    for (const what of ['attributes', 'freeing', 'waits']) {
+      await runTap(t, program('invisible'), [what], env, `${what}, without the shim`);
+      await runTap(t, program('invisible'), [what], { ...env, LD_PRELOAD: built.shim }, what);
+    }
+  },
+);
+
 t.test('threads that end within a call, or jump out of it', async (t) => {
   const blocked = 'cuStreamSynchronize=hang';
   const ways: Record<string, string> = {
