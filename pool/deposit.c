@@ -14,10 +14,10 @@
 
 #include "image.h"
 #include "log.h"
+#include "rights.h"
 
 #define PREFIX	     DEPOSIT_PREFIX
 #define PROBE_PREFIX PREFIX "probe-"
-#define BATCH	     253 /* descriptors in a message: the kernel's SCM_MAX_FD */
 /*
  * The kernel counts descriptors that are in sockets' queues by real user, and refuses more to each process of that
  * user whose limit of open files is lower. This user has no processes.
@@ -28,31 +28,13 @@ static enum { STATE_NONE, STATE_UNKNOWN, STATE_ON } state;
 static struct deposit self; /* asks at the start whether anything is kept at all */
 static unsigned probes;
 
-union control {
-	struct cmsghdr align;
-	char bytes[CMSG_SPACE(BATCH * sizeof(int))];
-};
-
 /* ---- the box ---------------------------------------------------------------------------------- */
 
 static int put_in(int socket, const int *fds, unsigned count)
 {
-	struct iovec iov = {.iov_base = "", .iov_len = 1};
-	struct msghdr header = {.msg_iov = &iov, .msg_iovlen = 1};
-	struct cmsghdr *cmsg;
-	union control control;
+	int err = rights_send(socket, "", 1, fds, count, MSG_DONTWAIT);
 
-	memset(&control, 0, sizeof(control));
-	header.msg_control = &control;
-	header.msg_controllen = CMSG_SPACE(count * sizeof(int));
-	cmsg = CMSG_FIRSTHDR(&header);
-	cmsg->cmsg_level = SOL_SOCKET;
-	cmsg->cmsg_type = SCM_RIGHTS;
-	cmsg->cmsg_len = CMSG_LEN(count * sizeof(int));
-	memcpy(CMSG_DATA(cmsg), fds, count * sizeof(int));
-	if (sendmsg(socket, &header, MSG_DONTWAIT | MSG_NOSIGNAL) == 1)
-		return 0;
-	return errno == EAGAIN ? -ENOBUFS : -errno;
+	return err == -EAGAIN ? -ENOBUFS : err;
 }
 
 /* By the system call itself, which is for this thread alone. Where it is not allowed, the count is our own user's. */
@@ -76,7 +58,7 @@ static int pack(int table, const int *fds, unsigned count)
 	charge_to(NOBODY_ELSE);
 	err = put_in(ends[1], &table, 1);
 	for (at = 0; !err && at < count; at += n) {
-		n = count - at < BATCH ? count - at : BATCH;
+		n = count - at < RIGHTS_MOST ? count - at : RIGHTS_MOST;
 		err = put_in(ends[1], fds + at, n);
 	}
 	charge_to(real);
@@ -101,29 +83,19 @@ static void empty(int box)
 /* The next message's descriptors, at most `most`: how many there were. The message stays. */
 static int peek(int box, int *fds, unsigned most)
 {
-	union control control;
-	char bytes[2];
-	struct iovec iov = {.iov_base = bytes, .iov_len = sizeof(bytes)};
-	struct msghdr header = {
-		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
-	ssize_t n = recvmsg(box, &header, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-	struct cmsghdr *cmsg = n < 0 ? NULL : CMSG_FIRSTHDR(&header);
-	unsigned count = 0;
-	int got[BATCH];
+	int got[RIGHTS_MOST];
+	struct rights came = {.fds = got, .most = RIGHTS_MOST};
+	char byte;
+	ssize_t n = rights_receive(box, &byte, 1, &came, MSG_PEEK | MSG_DONTWAIT);
 
 	if (n < 0)
-		return errno == EAGAIN ? -ENODATA : -errno;
-	if (cmsg && cmsg->cmsg_level == SOL_SOCKET && cmsg->cmsg_type == SCM_RIGHTS) {
-		count = (unsigned)((cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-		memcpy(got, CMSG_DATA(cmsg), count * sizeof(int));
+		return n == -EAGAIN ? -ENODATA : (int)n;
+	if (n == 1 && came.count && came.count <= most && !came.lost) {
+		memcpy(fds, got, came.count * sizeof(int));
+		return (int)came.count;
 	}
-	if (n == 1 && count && count <= most && !(header.msg_flags & (MSG_TRUNC | MSG_CTRUNC))) {
-		memcpy(fds, got, count * sizeof(int));
-		return (int)count;
-	}
-	while (count)
-		close(got[--count]);
-	return header.msg_flags & MSG_CTRUNC ? -EMFILE : -EBADMSG;
+	rights_close(got, came.count);
+	return came.lost ? -EMFILE : -EBADMSG;
 }
 
 static bool is_box(int fd)
@@ -295,7 +267,7 @@ int deposit_pieces(struct deposit *deposit, int *fds, unsigned count)
 	int n = 0, more;
 
 	for (; got < count && n >= 0; got += n > 0 ? (unsigned)n : 0)
-		n = peek(deposit->box, fds + got, count - got < BATCH ? count - got : BATCH);
+		n = peek(deposit->box, fds + got, count - got);
 	if (n >= 0) {
 		n = peek(deposit->box, &more, 1);
 		if (n == -ENODATA)
@@ -304,8 +276,7 @@ int deposit_pieces(struct deposit *deposit, int *fds, unsigned count)
 			close(more);
 		n = -EBADMSG;
 	}
-	while (got)
-		close(fds[--got]);
+	rights_close(fds, got);
 	return n == -ENODATA ? -EBADMSG : n;
 }
 

@@ -15,6 +15,7 @@
 
 #include "log.h"
 #include "loop.h"
+#include "rights.h"
 
 #define AGAIN_MS   2
 #define QUEUE_MOST 4096
@@ -108,23 +109,11 @@ bool notify_wanted(void)
 /* 0; -EAGAIN: later; or it will never be heard. */
 static int transmit(const struct message *message)
 {
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(sizeof(int))];
-	} control = {0};
+	union rights_control control;
 	struct iovec iov = {.iov_base = (void *)message->text, .iov_len = strlen(message->text)};
 	struct msghdr header = {.msg_name = &address, .msg_namelen = address_size, .msg_iov = &iov, .msg_iovlen = 1};
-	struct cmsghdr *cmsg;
 
-	if (message->fd >= 0) {
-		header.msg_control = &control;
-		header.msg_controllen = sizeof(control.bytes);
-		cmsg = CMSG_FIRSTHDR(&header);
-		cmsg->cmsg_level = SOL_SOCKET;
-		cmsg->cmsg_type = SCM_RIGHTS;
-		cmsg->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(cmsg), &message->fd, sizeof(int));
-	}
+	rights_attach(&header, &control, &message->fd, message->fd >= 0);
 	if (sendmsg(sending, &header, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0)
 		return 0;
 	return errno == EAGAIN || errno == ENOBUFS || errno == EINTR || errno == ETOOMANYREFS ? -EAGAIN : -errno;

@@ -6,17 +6,12 @@
 #include "packet.h"
 
 #include <errno.h>
-#include <string.h>
 #include <sys/pidfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "descriptors.h"
-
-union control {
-	struct cmsghdr align;
-	char bytes[CMSG_SPACE(CUDAPOOL_CHANNEL_BATCH * sizeof(int))];
-};
+#include "rights.h"
 
 /* A socket pair that this very process made, and no other kind of descriptor that it happens to have, or was given. */
 static bool is_end(const struct process *process, int fd)
@@ -45,71 +40,38 @@ int packet_take_end(const struct process *process, int number)
 
 int packet_send(int fd, enum cudapool_channel_type type, void *message, size_t size, const int *fds, unsigned count)
 {
-	struct iovec iov = {.iov_base = message, .iov_len = size};
-	struct msghdr header = {.msg_iov = &iov, .msg_iovlen = 1};
 	struct cudapool_channel_header *h = message;
-	struct cmsghdr *cmsg;
-	union control control;
+	int err;
 
 	*h = (struct cudapool_channel_header){
 		.magic = CUDAPOOL_CHANNEL_MAGIC, .type = type, .length = (uint16_t)size};
-	if (count) {
-		memset(&control, 0, sizeof(control));
-		header.msg_control = &control;
-		header.msg_controllen = CMSG_SPACE(count * sizeof(int));
-		cmsg = CMSG_FIRSTHDR(&header);
-		cmsg->cmsg_level = SOL_SOCKET;
-		cmsg->cmsg_type = SCM_RIGHTS;
-		cmsg->cmsg_len = CMSG_LEN(count * sizeof(int));
-		memcpy(CMSG_DATA(cmsg), fds, count * sizeof(int));
-	}
-	if (sendmsg(fd, &header, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)size)
-		return 0;
+	err = rights_send(fd, message, size, fds, count, MSG_DONTWAIT);
 	/* ETOOMANYREFS: too many descriptors are under way from us, here or to the worker. */
-	return errno == EAGAIN || errno == ENOBUFS || errno == EINTR || errno == ETOOMANYREFS ? -EAGAIN : -errno;
-}
-
-/* The descriptors that came. The kernel joins them into one message, and there is no room for more than a batch. */
-static unsigned descriptors_of(struct msghdr *header, int fds[CUDAPOOL_CHANNEL_BATCH])
-{
-	struct cmsghdr *cmsg;
-	unsigned count = 0;
-
-	for (cmsg = CMSG_FIRSTHDR(header); cmsg; cmsg = CMSG_NXTHDR(header, cmsg))
-		if (cmsg->cmsg_level == SOL_SOCKET && cmsg->cmsg_type == SCM_RIGHTS) {
-			count = (unsigned)((cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-			memcpy(fds, CMSG_DATA(cmsg), count * sizeof(int));
-		}
-	return count;
+	return err == -ENOBUFS || err == -EINTR || err == -ETOOMANYREFS ? -EAGAIN : err;
 }
 
 int packet_receive(int fd, union packet *packet, int fds[CUDAPOOL_CHANNEL_BATCH], unsigned *count)
 {
-	union control control;
-	struct iovec iov = {.iov_base = packet, .iov_len = sizeof(*packet)};
-	struct msghdr header = {
-		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
-	ssize_t n = recvmsg(fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-	int err = 0;
+	struct rights came = {.fds = fds, .most = CUDAPOOL_CHANNEL_BATCH};
+	ssize_t n = rights_receive(fd, packet, sizeof(*packet), &came, MSG_DONTWAIT);
 
 	*count = 0;
 	/*
 	 * ECONNRESET: it closed with something unread. That is said once, and before its last words, which come next.
 	 */
-	if (n < 0 && (errno == EAGAIN || errno == EINTR || errno == ECONNRESET))
+	if (n == -EAGAIN || n == -EINTR || n == -ECONNRESET)
 		return -EAGAIN;
 	if (n <= 0)
-		return 0;
-	*count = descriptors_of(&header, fds);
-	if (header.msg_flags & (MSG_TRUNC | MSG_CTRUNC))
-		err = -EMSGSIZE;
+		n = 0; /* closed; a message of no bytes counts as that */
+	else if (n > (ssize_t)sizeof(*packet) || came.lost)
+		n = -EMSGSIZE;
 	else if ((size_t)n < sizeof(packet->h) || packet->h.magic != CUDAPOOL_CHANNEL_MAGIC || packet->h.length != n)
-		err = -EPROTO;
-	if (!err)
-		return (int)n;
-	packet_close_all(fds, *count);
-	*count = 0;
-	return err;
+		n = -EPROTO;
+	if (n > 0)
+		*count = came.count;
+	else
+		packet_close_all(fds, came.count);
+	return (int)n;
 }
 
 void packet_close_all(const int *fds, unsigned count)

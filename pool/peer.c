@@ -18,6 +18,7 @@
 #include "loop.h"
 #include "message.h"
 #include "request.h"
+#include "rights.h"
 #include "session.h"
 #include "status.h"
 
@@ -201,60 +202,41 @@ static size_t length_of(unsigned type)
 	}
 }
 
-/* NULL, or what is wrong with a message of n bytes and, if fd is not -1, one descriptor. */
-static const char *objection(const struct peer *peer, const union request_message *message, size_t n, int fd, int flags)
+/* NULL, or what is wrong with a message of n bytes and what came along. */
+static const char *objection(const struct peer *peer, const union request_message *message, size_t n,
+			     const struct rights *came)
 {
-	if (flags & MSG_CTRUNC)
+	if (came->lost)
 		return "a message carries more descriptors than one, or the pool has no room for it";
-	if ((flags & MSG_TRUNC) || n < sizeof(message->h) || message->h.magic != CUDAPOOL_WIRE_MAGIC ||
+	if (n > sizeof(*message) || n < sizeof(message->h) || message->h.magic != CUDAPOOL_WIRE_MAGIC ||
 	    message->h.length != n)
 		return "this is no message of cudapool";
 	if (n != length_of(message->h.type))
 		return "a message has the wrong type or length";
 	if (!peer->greeted && message->h.type != CUDAPOOL_MSG_HELLO)
 		return "a connection starts with HELLO";
-	if (fd >= 0 && message->h.type != CUDAPOOL_MSG_IMAGES)
+	if (came->count && message->h.type != CUDAPOOL_MSG_IMAGES)
 		return "a message carries a descriptor";
-	if (fd < 0 && message->h.type == CUDAPOOL_MSG_IMAGES)
+	if (!came->count && message->h.type == CUDAPOOL_MSG_IMAGES)
 		return "IMAGES comes without its directory";
 	return NULL;
-}
-
-/* The descriptor that came, or -1. There is room for one; of more, the kernel drops the others and says so. */
-static int descriptor_of(struct msghdr *header)
-{
-	struct cmsghdr *cmsg = CMSG_FIRSTHDR(header);
-	int fd;
-
-	if (!cmsg || cmsg->cmsg_level != SOL_SOCKET || cmsg->cmsg_type != SCM_RIGHTS ||
-	    cmsg->cmsg_len != CMSG_LEN(sizeof(fd)))
-		return -1;
-	memcpy(&fd, CMSG_DATA(cmsg), sizeof(fd));
-	return fd;
 }
 
 static void receive(struct peer *peer)
 {
 	static union request_message message;
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_LEN(sizeof(int))];
-	} control;
-	struct iovec iov = {.iov_base = &message, .iov_len = sizeof(message)};
-	struct msghdr header = {
-		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = CMSG_LEN(sizeof(int))};
-	ssize_t n = recvmsg(peer->watch.fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	int fd = -1;
+	struct rights came = {.fds = &fd, .most = 1};
+	ssize_t n = rights_receive(peer->watch.fd, &message, sizeof(message), &came, MSG_DONTWAIT);
 	char versions[CUDAPOOL_TEXT_LEN];
 	const char *text;
-	int fd;
 
-	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+	if (n == -EAGAIN || n == -EINTR)
 		return;
 	if (n <= 0) {
 		close_peer(peer);
-		return;
+		goto out; /* a message of no bytes may have brought something, too */
 	}
-	fd = descriptor_of(&header);
 	if (n >= (ssize_t)sizeof(message.h) && message.h.magic == CUDAPOOL_WIRE_MAGIC &&
 	    message.h.version != CUDAPOOL_WIRE_VERSION) {
 		snprintf(versions, sizeof(versions),
@@ -263,7 +245,7 @@ static void receive(struct peer *peer)
 		peer_expel(peer, message.h.request, -EPROTONOSUPPORT, versions);
 		goto out;
 	}
-	text = objection(peer, &message, (size_t)n, fd, header.msg_flags);
+	text = objection(peer, &message, (size_t)n, &came);
 	if (text) {
 		peer_expel(peer, n >= (ssize_t)sizeof(message.h) ? message.h.request : 0, -EPROTO, text);
 		goto out;
@@ -271,8 +253,7 @@ static void receive(struct peer *peer)
 	request_handle(peer, &message, fd);
 	return;
 out:
-	if (fd >= 0)
-		close(fd);
+	rights_close(&fd, came.count);
 }
 
 static void peer_ready(struct loop_watch *watch, uint32_t events)

@@ -10,13 +10,13 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "driver.h"
 #include "engine.h"
 #include "log.h"
+#include "rights.h"
 #include "shim_page.h"
 #include "worker_job.h"
 
@@ -51,34 +51,16 @@ static uint64_t us_since(const struct timespec *then)
 /* Waits for room; descriptors that are under way in too large a number are the keeper's to receive. */
 static int send_message(const struct worker_message *message, const int *fds, unsigned count)
 {
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(WORKER_BATCH * sizeof(int))];
-	} control = {};
-	struct iovec iov = {(void *)message, sizeof(*message)};
-	struct msghdr header = {.msg_iov = &iov, .msg_iovlen = 1};
-	struct cmsghdr *cmsg;
 	unsigned attempts = 0;
-	ssize_t n;
+	int err;
 
-	if (count) {
-		header.msg_control = &control;
-		header.msg_controllen = CMSG_SPACE(count * sizeof(int));
-		cmsg = CMSG_FIRSTHDR(&header);
-		cmsg->cmsg_level = SOL_SOCKET;
-		cmsg->cmsg_type = SCM_RIGHTS;
-		cmsg->cmsg_len = CMSG_LEN(count * sizeof(int));
-		memcpy(CMSG_DATA(cmsg), fds, count * sizeof(int));
-	}
 	for (;;) {
-		n = sendmsg(config.fd, &header, MSG_NOSIGNAL);
-		if (n == sizeof(*message))
-			return 0;
-		if (n < 0 && errno == ETOOMANYREFS && attempts++ < CROWDED_ATTEMPTS)
+		err = rights_send(config.fd, message, sizeof(*message), fds, count, 0);
+		if (!err || (err == -ETOOMANYREFS && ++attempts > CROWDED_ATTEMPTS))
+			return err;
+		if (err == -ETOOMANYREFS)
 			usleep(CROWDED_MS * 1000);
-		else if (n < 0 && errno == ETOOMANYREFS)
-			return -ETOOMANYREFS;
-		else if (n >= 0 || errno != EINTR)
+		else if (err != -EINTR)
 			_exit(1); /* there is no keeper any more */
 	}
 }
@@ -310,30 +292,14 @@ static bool enqueue(const struct worker_message *action)
 	return fits;
 }
 
-/* One message and its descriptors; `broken`: some of them did not fit into this process. False: the keeper is gone. */
-static bool receive(struct worker_message *message, int *fds, unsigned *count, bool *broken)
+/* One message and its descriptors. False: the keeper is gone. */
+static bool receive(struct worker_message *message, struct rights *came)
 {
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(WORKER_BATCH * sizeof(int))];
-	} control;
-	struct iovec iov = {message, sizeof(*message)};
-	struct msghdr header = {
-		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
-	struct cmsghdr *cmsg;
 	ssize_t n;
 
 	do
-		n = recvmsg(config.fd, &header, MSG_CMSG_CLOEXEC);
-	while (n < 0 && errno == EINTR);
-	*count = 0;
-	*broken = header.msg_flags & MSG_CTRUNC;
-	for (cmsg = n < 0 ? NULL : CMSG_FIRSTHDR(&header); cmsg; cmsg = CMSG_NXTHDR(&header, cmsg)) {
-		if (cmsg->cmsg_level != SOL_SOCKET || cmsg->cmsg_type != SCM_RIGHTS)
-			continue;
-		*count = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-		memcpy(fds, CMSG_DATA(cmsg), *count * sizeof(int));
-	}
+		n = rights_receive(config.fd, message, sizeof(*message), came, 0);
+	while (n == -EINTR);
 	return n == sizeof(*message);
 }
 
@@ -352,8 +318,8 @@ int worker_main(const struct worker_config *given)
 {
 	struct worker_message message;
 	int fds[WORKER_BATCH], err;
-	unsigned count;
-	bool broken, understood;
+	struct rights came = {.fds = fds, .most = WORKER_BATCH};
+	bool understood;
 
 	config = *given;
 	clock_gettime(CLOCK_MONOTONIC, &started);
@@ -366,7 +332,7 @@ int worker_main(const struct worker_config *given)
 		cudapool_log(CUDAPOOL_LOG_ERR, "worker: cannot start threads: %s", strerror(-err));
 		return 1;
 	}
-	while (receive(&message, fds, &count, &broken)) {
+	while (receive(&message, &came)) {
 		understood = true;
 		switch (message.kind) {
 		case WORKER_PING:
@@ -380,7 +346,7 @@ int worker_main(const struct worker_config *given)
 		case WORKER_JOB:
 		case WORKER_PIECES:
 		case WORKER_CANCEL:
-			worker_job_message(&message, fds, count, broken);
+			worker_job_message(&message, &came);
 			break;
 		default:
 			understood = false;

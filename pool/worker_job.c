@@ -50,12 +50,6 @@ void worker_jobs_ready(void)
 	pthread_mutex_unlock(&lock);
 }
 
-static void close_all(const int *fds, unsigned count)
-{
-	while (count)
-		close(fds[--count]);
-}
-
 static struct worker_job_run *of(struct engine_job *engine)
 {
 	return container_of(engine, struct worker_job_run, engine);
@@ -90,7 +84,7 @@ static int made(struct engine_job *engine, uint32_t first, uint32_t count, const
 					 .count = count};
 	int err = send_message(&message, fds, count);
 
-	close_all(fds, count);
+	rights_close(fds, count);
 	return err;
 }
 
@@ -117,7 +111,7 @@ static int run_engine(struct worker_job_run *run)
 static void free_run(struct worker_job_run *run)
 {
 	if (run->fd && run->arrived > run->taken)
-		close_all(run->fd + run->taken, run->arrived - run->taken);
+		rights_close(run->fd + run->taken, run->arrived - run->taken);
 	if (run->engine.file >= 0)
 		close(run->engine.file);
 	free(run->fd);
@@ -177,24 +171,26 @@ static int read_description(struct worker_job_run *run, int fd)
 	return image_pread(fd, run->piece, size, sizeof(*job));
 }
 
-static void begin(const struct worker_message *message, const int *fds, unsigned count)
+static void begin(const struct worker_message *message, const struct rights *came)
 {
 	struct worker_message result = {.kind = WORKER_RESULT, .id = message->id, .op = message->op};
 	struct worker_job_run *run = calloc(1, sizeof(*run));
 	pthread_attr_t attr;
 	pthread_t thread;
-	int err = -ENOMEM;
+	int err = run ? came->lost ? -EMFILE : -EPROTO : -ENOMEM;
 
-	if (!run || !count) {
-		close_all(fds, count);
+	if (!run || !came->count) {
+		rights_close(came->fds, came->count);
 		free(run);
 		goto failed;
 	}
 	run->id = message->id;
-	run->engine.file = count > 1 ? fds[1] : -1;
-	err = read_description(run, fds[0]);
-	close(fds[0]);
-	if (!err && (run->description.kind != message->op || (run->description.kind != WORKER_COPY) != (count == 2)))
+	run->engine.file = came->count > 1 ? came->fds[1] : -1;
+	if (!came->lost)
+		err = read_description(run, came->fds[0]);
+	close(came->fds[0]);
+	if (!err && (run->description.kind != message->op ||
+		     (run->description.kind != WORKER_COPY) != (came->count == 2)))
 		err = -EPROTO;
 	if (err) {
 		free_run(run);
@@ -228,26 +224,25 @@ failed:
 }
 
 /* True if the descriptors were taken. */
-static bool pieces_came(struct worker_job_run *run, const struct worker_message *message, const int *fds,
-			unsigned count, bool broken)
+static bool pieces_came(struct worker_job_run *run, const struct worker_message *message, const struct rights *came)
 {
-	if (broken || message->first != run->arrived || message->count != count ||
-	    count > run->description.pieces - run->arrived || run->description.kind == WORKER_LOAD) {
-		run->broken = broken ? -EMFILE : -EPROTO;
+	if (came->lost || message->first != run->arrived || message->count != came->count ||
+	    came->count > run->description.pieces - run->arrived || run->description.kind == WORKER_LOAD) {
+		run->broken = came->lost ? -EMFILE : -EPROTO;
 		return false;
 	}
-	memcpy(run->fd + run->arrived, fds, count * sizeof(*fds));
-	run->arrived += count;
+	memcpy(run->fd + run->arrived, came->fds, came->count * sizeof(*came->fds));
+	run->arrived += came->count;
 	return true;
 }
 
-void worker_job_message(const struct worker_message *message, const int *fds, unsigned count, bool broken)
+void worker_job_message(const struct worker_message *message, const struct rights *came)
 {
 	struct worker_job_run *run;
 	bool taken = false;
 
 	if (message->kind == WORKER_JOB) {
-		begin(message, fds, count);
+		begin(message, came);
 		return;
 	}
 	pthread_mutex_lock(&lock);
@@ -255,11 +250,11 @@ void worker_job_message(const struct worker_message *message, const int *fds, un
 	if (run->id == message->id)
 		break;
 	if (run && message->kind == WORKER_PIECES)
-		taken = pieces_came(run, message, fds, count, broken);
+		taken = pieces_came(run, message, came);
 	else if (run && message->kind == WORKER_CANCEL)
 		atomic_store(&run->engine.cancelled, true);
 	pthread_cond_broadcast(&changed);
 	pthread_mutex_unlock(&lock);
 	if (!taken)
-		close_all(fds, count);
+		rights_close(came->fds, came->count);
 }

@@ -3,8 +3,7 @@
 #ifndef CUDAPOOL_POOL_WORKER_JOB_H
 #define CUDAPOOL_POOL_WORKER_JOB_H
 
-#include <stdbool.h>
-
+#include "rights.h"
 #include "worker.h"
 
 /*
@@ -17,10 +16,10 @@ typedef int worker_send(const struct worker_message *message, const int *fds, un
 void worker_jobs_init(worker_send *send);
 
 /*
- * A WORKER_JOB, WORKER_PIECES or WORKER_CANCEL came; its descriptors are taken. `broken`: some were lost on the way.
- * Never waits for anything but memory. A job begins when the driver is initialised: worker_jobs_ready().
+ * A WORKER_JOB, WORKER_PIECES or WORKER_CANCEL came; its descriptors are taken. Never waits for anything but memory. A
+ * job begins when the driver is initialised: worker_jobs_ready().
  */
-void worker_job_message(const struct worker_message *message, const int *fds, unsigned count, bool broken);
+void worker_job_message(const struct worker_message *message, const struct rights *came);
 void worker_jobs_ready(void);
 
 #endif

@@ -18,6 +18,7 @@
 
 #include "log.h"
 #include "loop.h"
+#include "rights.h"
 #include "status.h"
 
 #define BEAT_MS        1000  /* between two heartbeats */
@@ -198,24 +199,7 @@ static void stage_reached(const struct worker_message *message)
 /* One packet. 0 or a negative errno; -EAGAIN: no room; -ETOOMANYREFS: too many descriptors under way. */
 static int send_packet(const struct worker_message *message, const int *fds, unsigned count)
 {
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(WORKER_BATCH * sizeof(int))];
-	} control;
-	struct iovec iov = {(void *)message, sizeof(*message)};
-	struct msghdr header = {.msg_iov = &iov, .msg_iovlen = 1};
-	struct cmsghdr *cmsg;
-
-	if (count) {
-		header.msg_control = &control;
-		header.msg_controllen = CMSG_SPACE(count * sizeof(int));
-		cmsg = CMSG_FIRSTHDR(&header);
-		cmsg->cmsg_level = SOL_SOCKET;
-		cmsg->cmsg_type = SCM_RIGHTS;
-		cmsg->cmsg_len = CMSG_LEN(count * sizeof(int));
-		memcpy(CMSG_DATA(cmsg), fds, count * sizeof(int));
-	}
-	return sendmsg(worker.socket.fd, &header, MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof(*message) ? 0 : -errno;
+	return rights_send(worker.socket.fd, message, sizeof(*message), fds, count, MSG_DONTWAIT);
 }
 
 /* What waited goes first; then whoever was refused may try again. */
@@ -241,39 +225,6 @@ static void no_longer_crowded(struct loop_timer *timer)
 	send_waiting();
 }
 
-/* One packet and its descriptors: 1, 0 where there is none, or -1 where the worker cannot be understood any more. */
-static int receive_packet(struct worker_message *message, int *fds, unsigned *count)
-{
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(WORKER_BATCH * sizeof(int))];
-	} control;
-	struct iovec iov = {message, sizeof(*message)};
-	struct msghdr header = {
-		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
-	struct cmsghdr *cmsg;
-	ssize_t n = recvmsg(worker.socket.fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-
-	*count = 0;
-	if (n < 0)
-		return errno == EAGAIN || errno == EINTR ? 0 : -1;
-	for (cmsg = CMSG_FIRSTHDR(&header); cmsg; cmsg = CMSG_NXTHDR(&header, cmsg)) {
-		if (cmsg->cmsg_level != SOL_SOCKET || cmsg->cmsg_type != SCM_RIGHTS)
-			continue;
-		*count = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-		memcpy(fds, CMSG_DATA(cmsg), *count * sizeof(int));
-	}
-	/* Truncated: descriptors ran out. What came is told of, and the job that it belongs to sees that some are
-	 * missing. */
-	return n == sizeof(*message) ? 1 : -1;
-}
-
-static void close_all(const int *fds, unsigned count)
-{
-	while (count)
-		close(fds[--count]);
-}
-
 static void message_came(struct worker_message *message, const int *fds, unsigned count)
 {
 	message->text[sizeof(message->text) - 1] = '\0';
@@ -287,24 +238,26 @@ static void message_came(struct worker_message *message, const int *fds, unsigne
 		worker.config.job(message, fds, count);
 		return;
 	}
-	close_all(fds, count);
+	rights_close(fds, count);
 }
 
 static void socket_ready(struct loop_watch *watch, uint32_t events)
 {
 	struct worker_message message;
-	int fds[WORKER_BATCH], got;
-	unsigned count;
+	int fds[WORKER_BATCH];
+	struct rights came = {.fds = fds, .most = WORKER_BATCH};
+	ssize_t n;
 
 	if (events & EPOLLOUT) {
 		send_waiting();
 		return; /* the loop comes back for what else there is */
 	}
-	got = receive_packet(&message, fds, &count);
-	if (got > 0) {
-		message_came(&message, fds, count);
-	} else if (got < 0) {
-		close_all(fds, count);
+	n = rights_receive(watch->fd, &message, sizeof(message), &came, MSG_DONTWAIT);
+	if (n == sizeof(message)) {
+		/* Where some descriptors were lost, the job that they belong to sees that they are missing. */
+		message_came(&message, fds, came.count);
+	} else if (n != -EAGAIN && n != -EINTR) {
+		rights_close(fds, came.count);
 		lose_worker("died");
 	}
 }

@@ -183,7 +183,10 @@ static void wrong_messages(void)
 	honest("wrong messages");
 }
 
-/* The same with `count` descriptors along with it, none of which the pool may keep. */
+/*
+ * The same with `count` descriptors along with it, none of which the pool may keep. A message of no bytes looks like the
+ * end, and gets no answer.
+ */
 static void expelled_with(bool greet, void *bytes, size_t size, unsigned count, const char *what)
 {
 	struct iovec iov = {bytes, size};
@@ -209,8 +212,8 @@ static void expelled_with(bool greet, void *bytes, size_t size, unsigned count, 
 	sent = sendmsg(fd, &message, MSG_NOSIGNAL);
 	close(ends[1]);
 	type = hear(fd, &answer);
-	ok(sent == (ssize_t)size && type == CUDAPOOL_MSG_ERROR && answer.error == -EPROTO, "%s: refused (%s)", what,
-	   answer.text);
+	ok(sent == (ssize_t)size && type == (size ? CUDAPOOL_MSG_ERROR : 0) && answer.error == (size ? -EPROTO : 0),
+	   "%s: refused (%s)", what, answer.text);
 	end.fd = ends[0];
 	ok(poll(&end, 1, 2000) == 1 && (end.revents & POLLHUP), "and the pool does not keep it");
 	close(ends[0]);
@@ -230,6 +233,7 @@ static void descriptors(void)
 	expelled_with(true, &evict, sizeof(evict), 1, "a descriptor along with EVICT");
 	expelled_with(true, &images, sizeof(images), 2, "two along with IMAGES");
 	expelled_with(true, &images, sizeof(images) - 4, 1, "one along with half of IMAGES");
+	expelled_with(true, &images, 0, 1, "one along with nothing");
 	expelled(true, &images, sizeof(images), EPROTO, "IMAGES without a descriptor");
 	evict.tier = CUDAPOOL_TIER_HOT;
 	expelled(true, &evict, sizeof(evict), EINVAL, "EVICT to where it is");

@@ -435,6 +435,7 @@ for (const [mode, why, limitMs] of [
   ['count', /pieces that are not due/],
   ['zero', /pieces that are not due/],
   ['length', /sends what is not due|pieces that are not due/],
+  ['empty', /closed the channel in the middle/],
   ['no-descriptors', /another number of descriptors than of pieces/],
   ['more-descriptors', /another number of descriptors than of pieces/],
   ['fewer-descriptors', /another number of descriptors than of pieces/],

@@ -253,7 +253,7 @@ static bool send_pieces(unsigned first)
 	}
 	fds[count] = fds[0];
 	size += count * sizeof(message.piece[0]);
-	sent = send_it(&message, CUDAPOOL_CHANNEL_PIECES, is("length") ? 17 : size, fds,
+	sent = send_it(&message, CUDAPOOL_CHANNEL_PIECES, is("length") ? 17 : is("empty") ? 0 : size, fds,
 		       is("no-descriptors")	 ? 0
 		       : is("more-descriptors")	 ? count + 1
 		       : is("fewer-descriptors") ? count - 1

@@ -259,6 +259,8 @@ t.test('processes and threads', async (t) => {
   await runTap(t, join(programs, 'process'));
 });
 
+t.test('descriptors that go along with messages', (t) => runTap(t, join(programs, 'rights')));
+
 t.test('the journal', (t) => runTap(t, join(programs, 'journal'), [tempDir(t)]));
 
 t.test('a torn journal', async (t) => {
