@@ -3,12 +3,12 @@
 #include "action.h"
 
 #include <errno.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "log.h"
 #include "status.h"
+#include "text.h"
 #include "worker_link.h"
 
 #define LOSSES_MAX 3 /* an action that outlived so many workers is what kills them */
@@ -72,13 +72,11 @@ static void end(struct action *action, int error)
 
 static __attribute__((format(printf, 3, 4))) void end_with(struct action *action, int error, const char *format, ...)
 {
-	char text[sizeof(action->text)]; /* the old text may be among the arguments */
 	va_list args;
 
 	va_start(args, format);
-	vsnprintf(text, sizeof(text), format, args);
+	text_replace(action->text, format, args);
 	va_end(args);
-	memcpy(action->text, text, sizeof(text));
 	end(action, error);
 }
 

@@ -3,12 +3,12 @@
 #include "operation_internal.h"
 
 #include <errno.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "log.h"
 #include "status.h"
+#include "text.h"
 
 static TAILQ_HEAD(operation_list, operation) operations = TAILQ_HEAD_INITIALIZER(operations);
 static struct operation_config config;
@@ -21,13 +21,11 @@ static bool changes(enum cudapool_op op)
 
 void operation_say(struct operation *operation, const char *format, ...)
 {
-	char text[sizeof(operation->text)]; /* the old text may be among the arguments */
 	va_list args;
 
 	va_start(args, format);
-	vsnprintf(text, sizeof(text), format, args);
+	text_replace(operation->text, format, args);
 	va_end(args);
-	memcpy(operation->text, text, sizeof(text));
 }
 
 /* ---- beginning and end -------------------------------------------------------------------------- */
@@ -89,7 +87,7 @@ void operation_fail(struct operation *operation, int error, const char *format, 
 	va_list args;
 
 	va_start(args, format);
-	vsnprintf(operation->text, sizeof(operation->text), format, args);
+	text_replace(operation->text, format, args);
 	va_end(args);
 	operation_finish(operation, error);
 }

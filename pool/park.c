@@ -3,7 +3,6 @@
 #include "park.h"
 
 #include <errno.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -12,6 +11,7 @@
 #include "descriptors.h"
 #include "log.h"
 #include "packet.h"
+#include "text.h"
 
 #define SPIN_US	    500		/* an answer from the page usually takes 200: so long each turn of the loop looks */
 #define LOOK_MAX_MS 20		/* between two looks at a page that has been silent for long */
@@ -68,13 +68,11 @@ static void finish(struct parking *parking, int error)
 
 static __attribute__((format(printf, 3, 4))) void fail(struct parking *parking, int error, const char *format, ...)
 {
-	char text[sizeof(parking->text)]; /* the old text may be among the arguments */
 	va_list args;
 
 	va_start(args, format);
-	vsnprintf(text, sizeof(text), format, args);
+	text_replace(parking->text, format, args);
 	va_end(args);
-	memcpy(parking->text, text, sizeof(text));
 	finish(parking, error);
 }
 
