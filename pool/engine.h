@@ -23,11 +23,6 @@
  * Each piece is mapped into this process while the job lasts. Jobs may run at once; they share the buffers, which are
  * made when first needed and kept.
  */
-/*
- * Threads that allocate pages of a file in memory (tmpfs) at once. Measured on the H200 machine (16 cores): 4 of them
- * reach 6.5 GB/s, 8 or 16 are in each other's way at 4.5.
- */
-#define ENGINE_ALLOCATORS   4
 #define ENGINE_THREADS_MOST 64
 #define ENGINE_CHUNK_MOST   1024 /* MiB */
 
@@ -37,7 +32,6 @@ struct engine_job {
 	unsigned chunk_mb; /* 1 to ENGINE_CHUNK_MOST; fewer where all buffers would exceed ENGINE_PINNED_MOST */
 	/* save: new, or an image's that is none any more, and is written over; load: an image. It stays the caller's */
 	int file;
-	unsigned allocators; /* save: 0: ENGINE_ALLOCATORS */
 	/* save: all of it but its sizes; copy: the devices; load: the token, if there is one */
 	struct image_header header;
 	const struct image_piece *piece; /* load: as the image has them, or it is another one: -EBADMSG */

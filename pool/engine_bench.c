@@ -27,7 +27,6 @@ static const char help[] = "engine-bench: how fast GPU memory is saved to a file
 			   "  --zero N        percent of the blocks that are zero (0)\n"
 			   "  --threads N     copying threads (16)\n"
 			   "  --chunk-mb N    MiB that one copy moves (4)\n"
-			   "  --alloc-threads N  of them, those that allocate pages of a file in memory at once (4)\n"
 			   "  --rounds N      how often (5)\n"
 			   "  --reuse         save to the same pages again, instead of to a new file\n"
 			   "\n"
@@ -35,8 +34,8 @@ static const char help[] = "engine-bench: how fast GPU memory is saved to a file
 			   "and mapping are included.\n";
 
 static struct {
-	unsigned mib, piece_mib, zero, threads, chunk_mb, allocators, rounds, reuse;
-} options = {1024, 32, 0, WORKER_STREAMS, WORKER_CHUNK_MB, ENGINE_ALLOCATORS, 5, 0};
+	unsigned mib, piece_mib, zero, threads, chunk_mb, rounds, reuse;
+} options = {1024, 32, 0, WORKER_STREAMS, WORKER_CHUNK_MB, 5, 0};
 
 static struct driver driver;
 static struct image_piece *piece;
@@ -108,7 +107,6 @@ static double measure(int (*run)(struct engine_job *job), int file, uint64_t *st
 	struct engine_job job = {.threads = options.threads,
 				 .chunk_mb = options.chunk_mb,
 				 .file = file,
-				 .allocators = options.allocators,
 				 .header = {.devices = 1},
 				 .piece = piece,
 				 .pieces = pieces,
@@ -181,7 +179,6 @@ static int bench(const char *path, int file)
 	cudapool_json_number(&json, "zero_percent", options.zero);
 	cudapool_json_number(&json, "threads", options.threads);
 	cudapool_json_number(&json, "chunk_mb", options.chunk_mb);
-	cudapool_json_number(&json, "alloc_threads", options.allocators);
 	cudapool_json_bool(&json, "reuse", options.reuse);
 	cudapool_json_number(&json, "stored_mib", (long long)(stored / MIB));
 	tell(&json, "save", save);
@@ -211,7 +208,6 @@ int main(int argc, char **argv)
 		{"zero", required_argument, NULL, 'z'},
 		{"threads", required_argument, NULL, 't'},
 		{"chunk-mb", required_argument, NULL, 'c'},
-		{"alloc-threads", required_argument, NULL, 'a'},
 		{"rounds", required_argument, NULL, 'r'},
 		{"reuse", no_argument, NULL, 'u'},
 		{"help", no_argument, NULL, 'h'},
@@ -233,7 +229,6 @@ int main(int argc, char **argv)
 			: flag == 'z' ? number(optarg, 0, 100, &options.zero)
 			: flag == 't' ? number(optarg, 1, ENGINE_THREADS_MOST, &options.threads)
 			: flag == 'c' ? number(optarg, 1, ENGINE_CHUNK_MOST, &options.chunk_mb)
-			: flag == 'a' ? number(optarg, 1, ENGINE_THREADS_MOST, &options.allocators)
 			: flag == 'r' ? number(optarg, 1, ROUNDS_MOST, &options.rounds)
 				      : false;
 	}

@@ -21,12 +21,11 @@
  * it. But a file in memory is as fast as processors fill its pages: there, all threads copy into a mapping. Two things
  * are done beforehand, each of which fails where a page cannot be had (no space), instead of a later SIGBUS:
  *
- *   file_room()  allocates pages, a few threads at once. The file has them already up to `present`, where it was an
- *		  earlier image's
+ *   file_room()  allocates pages. The file has them already up to `present`, where it was an earlier image's
  *   populating   maps them, by reading: that takes those that are there sixteen at a time, and writable all the same,
  *		  as nobody writes them back
  */
-void file_begin(struct engine_file *file, int fd, uint64_t size, unsigned allocators)
+void file_begin(struct engine_file *file, int fd, uint64_t size)
 {
 	struct statfs fs;
 	struct stat st;
@@ -44,7 +43,6 @@ void file_begin(struct engine_file *file, int fd, uint64_t size, unsigned alloca
 	file->size = size;
 	if (st.st_blocks * 512 >= st.st_size) /* no holes */
 		file->present = (uint64_t)st.st_size / IMAGE_ALIGN * IMAGE_ALIGN;
-	sem_init(&file->allocating, 0, allocators);
 }
 
 int file_room(struct engine_file *file, uint64_t at, uint64_t bytes)
@@ -56,12 +54,9 @@ int file_room(struct engine_file *file, uint64_t at, uint64_t bytes)
 		at = file->present;
 	if (!file->map || at >= end)
 		return 0;
-	while (sem_wait(&file->allocating))
-		;
 	do {
 		err = fallocate(file->fd, 0, (off_t)at, (off_t)(end - at)) ? -errno : 0;
 	} while (err == -EINTR);
-	sem_post(&file->allocating);
 	return err;
 }
 
@@ -85,8 +80,6 @@ int file_put(struct engine_file *file, const uint8_t *from, uint32_t length, uin
 
 void file_end(struct engine_file *file)
 {
-	if (!file->map)
-		return;
-	munmap(file->map, file->size);
-	sem_destroy(&file->allocating);
+	if (file->map)
+		munmap(file->map, file->size);
 }

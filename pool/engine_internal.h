@@ -4,7 +4,6 @@
 #define CUDAPOOL_POOL_ENGINE_INTERNAL_H
 
 #include <pthread.h>
-#include <semaphore.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -69,11 +68,10 @@ struct engine_file {
 	uint8_t *map;  /* of all of it, where that is the quicker way; else NULL */
 	uint64_t size; /* of the map */
 	uint64_t present; /* bytes from the beginning on that have pages already */
-	sem_t allocating;
 };
 
 /* `fd` is new, or was an earlier image's: whatever is in it does not count. Blocks end within `size` bytes. */
-void file_begin(struct engine_file *file, int fd, uint64_t size, unsigned allocators);
+void file_begin(struct engine_file *file, int fd, uint64_t size);
 /* Sees to it that there is space for blocks, before they are put there. 0 or a negative errno. */
 int file_room(struct engine_file *file, uint64_t at, uint64_t bytes);
 /* Writes all of it, from any thread, and says its checksum. 0 or a negative errno. */

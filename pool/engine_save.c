@@ -87,8 +87,7 @@ int engine_save(struct engine_job *job)
 	if (err)
 		return err;
 	run.end = IMAGE_HEADER_SIZE;
-	file_begin(&run.file, job->file, run.end + run.image.header.blocks * IMAGE_BLOCK,
-		   job->allocators ? job->allocators : ENGINE_ALLOCATORS);
+	file_begin(&run.file, job->file, run.end + run.image.header.blocks * IMAGE_BLOCK);
 	err = run_pieces(&run, job, &work, save_map);
 	file_end(&run.file);
 	if (!err)
