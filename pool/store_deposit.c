@@ -136,8 +136,9 @@ static void save_again(struct park *park, struct store_dir *dir)
 		park->hot_mode = dir->hot;
 		memcpy(dir->dump, park->header.dump, sizeof(dir->dump));
 		image_name(park->header.token, true, name);
-		unlinkat(dir->fd, name, 0);
-		err = save_begin(park);
+		err = files_remove(dir->fd, name);
+		if (!err)
+			err = save_begin(park);
 	}
 	if (err) {
 		park->life = PARK_FAILED;

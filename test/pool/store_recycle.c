@@ -3,7 +3,10 @@
 #include <dirent.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/socket.h>
 
+#include "notify.h"
+#include "rights.h"
 #include "store_support.h"
 
 #define COUNT 3
@@ -248,12 +251,89 @@ static void test_loop_goes_on(void)
 	slow = false;
 }
 
+/* What an earlier keeper left with systemd is passed as descriptor 3 (deposit.h); what is sent to `left` is in it. */
+static const uint8_t left_token[16] = "left by another";
+static int left = -1;
+
+static bool leave_box(void)
+{
+	char text[64], hex[2 * IMAGE_TOKEN_LEN + 1];
+	int ends[2];
+
+	closefrom(NOTIFY_FIRST);
+	if (socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, ends) || ends[0] != NOTIFY_FIRST)
+		return false;
+	left = ends[1];
+	image_hex(hex, left_token);
+	snprintf(text, sizeof(text), "%d", getpid());
+	setenv("LISTEN_PID", text, 1);
+	setenv("LISTEN_FDS", "1", 1);
+	snprintf(text, sizeof(text), DEPOSIT_PREFIX "%s", hex);
+	setenv("LISTEN_FDNAMES", text, 1);
+	return notify_init() == NOTIFY_FIRST + 1;
+}
+
+/* A keeper that was killed while it saved: one piece, and what its worker had written of the image. */
+static bool leave_park(const char *dir)
+{
+	struct image_header header = {.devices = 1, .pid = (uint32_t)self.pid};
+	struct image_piece piece = {.bytes = 4 * MIB};
+	int table = memfd_create("table", MFD_CLOEXEC), memory = fake_memory(0, piece.bytes), part;
+	char text[CUDAPOOL_TEXT_LEN], name[64];
+	struct image image = {};
+	bool well;
+
+	memcpy(header.uuid[0], fake_uuid[0], 16);
+	memcpy(header.token, left_token, 16);
+	fill(memory, piece.bytes, 0);
+	well = !image_plan(&image, &header, &piece, 1, text) && !image_write(&image, table, IMAGE_HEADER_SIZE, text);
+	image_free(&image);
+	well = well && !rights_send(left, "", 1, &table, 1, 0) && !rights_send(left, "", 1, &memory, 1, 0);
+	close(table);
+	close(memory);
+	image_name(left_token, true, name);
+	mkdir(path_of(dir, NULL), 0700);
+	part = open(path_of(dir, name), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	fill(part, 4 * MIB, 77);
+	close(part);
+	return well;
+}
+
+static bool was_slow_once(void)
+{
+	return slow_beside == 1;
+}
+
+static void test_adopted(void)
+{
+	struct park *adopted;
+	uint64_t begun;
+
+	ok(leave_park("adopted"), "a keeper was killed while it saved");
+	slow_beside = 0;
+	slow = true;
+	begun = loop_now_ms();
+	adopted = store_adopt(left_token, &self, path_of("adopted", NULL));
+	ok(adopted, "its memory is taken over");
+	settle(20);
+	ok(slow_here == 0 && loop_now_ms() - begun < SLOW_MS, "while its half of an image is removed, the loop turns");
+	ok(until(was_slow_once, 2000) && slow_here == 0, "beside it, too");
+	slow = false;
+	store_wait_saved(adopted, fresh(&waited));
+	ok(wait_done() == 0, "the image is written anew");
+	store_orphaned(adopted);
+	settle(20);
+	evict_all();
+	ok(restore("adopted", left_token, CUDAPOOL_HOT_AUTO, 1, 4, false) == CUDAPOOL_PATH_LOADED, "and is right");
+	evict_all();
+}
+
 int main(void)
 {
 	struct stat st;
 
 	loop_thread = pthread_self();
-	if (!begin_tests() || stat(room, &st))
+	if (!leave_box() || !begin_tests() || stat(room, &st))
 		return 1;
 	device = st.st_dev;
 	test_over();
@@ -261,5 +341,6 @@ int main(void)
 	test_not_ours();
 	test_crash();
 	test_loop_goes_on();
+	test_adopted();
 	return end_tests();
 }
