@@ -20,7 +20,7 @@ union rights_control {
 struct rights {
 	int *fds;	/* room for `most`, which is at most RIGHTS_MOST */
 	unsigned most;
-	unsigned count; /* that came: close-on-exec, and the receiver's to close, whatever the message turns out to be */
+	unsigned count; /* that came: close-on-exec, and the receiver's to close, whatever the message is worth */
 	bool lost;	/* there were more than `most`, or than this process may have; those are closed */
 };
 
