@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/* Runs a job: maps its pieces in order, while lanes copy chunk by chunk from one cursor. */
+/* Runs a save or a load: maps its pieces in order, while lanes copy chunk by chunk from one cursor. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,8 +9,6 @@
 
 #include "clock.h"
 #include "engine_internal.h"
-
-#define COPY_CHUNK (1ull << 30) /* on the GPU: some 0.5 ms, after which it can be cancelled */
 
 bool run_stopped(struct run *run)
 {
@@ -66,7 +64,7 @@ static enum got next_chunk(struct run *run, struct chunk *chunk, bool wait)
 		chunk->bytes = piece->bytes - run->at_offset;
 		if (chunk->bytes > run->chunk)
 			chunk->bytes = run->chunk;
-		chunk->at = run->mapping[run->at_piece].at + run->at_offset;
+		chunk->at = run->mapping[run->at_piece].range.start + run->at_offset;
 		run->at_offset += chunk->bytes;
 		if (run->at_offset == piece->bytes) {
 			run->at_piece++;
@@ -155,7 +153,7 @@ static void *lane_main(void *argument)
 	int err = device_enter(run->device[0], text, &cu);
 
 	if (!err)
-		err = lane_get(&lane, run->work->buffers ? run->chunk : 0, self->first, text, &cu);
+		err = lane_get(&lane, run->chunk, self->first, text, &cu);
 	if (!err) {
 		err = copy_chunks(run, lane, text, &cu);
 		drain(run, lane);
@@ -237,7 +235,7 @@ static int send_batch(struct run *run, char *text)
 
 int run_export(struct run *run, uint32_t piece, char *text, CUresult *cu)
 {
-	int fd = mapping_export(&run->mapping[piece], text, cu);
+	int fd = memory_export(run->mapping[piece].memory, text, cu);
 
 	if (fd >= 0)
 		run->fds[run->unsent++] = fd;
@@ -293,7 +291,6 @@ static int begin(struct run *run, struct engine_job *job, const struct run_work 
 {
 	const struct image_header *header = &run->image.header;
 	pthread_condattr_t attr;
-	uint32_t i;
 
 	run->job = job;
 	run->work = work;
@@ -303,21 +300,15 @@ static int begin(struct run *run, struct engine_job *job, const struct run_work 
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&run->changed, &attr);
 	pthread_condattr_destroy(&attr);
-	run->chunk = work->buffers ? (size_t)job->chunk_mb << 20 : COPY_CHUNK;
-	if (work->buffers && run->chunk > ENGINE_PINNED_MOST / LANE_BUFFERS / job->threads)
+	run->chunk = (size_t)job->chunk_mb << 20;
+	if (run->chunk > ENGINE_PINNED_MOST / LANE_BUFFERS / job->threads)
 		run->chunk = ENGINE_PINNED_MOST / LANE_BUFFERS / job->threads / IMAGE_BLOCK * IMAGE_BLOCK;
 	run->mapping = calloc(header->pieces + 1, sizeof(*run->mapping));
-	run->source = calloc(header->pieces + 1, sizeof(*run->source));
-	if (!run->mapping || !run->source) {
+	if (!run->mapping) {
 		snprintf(text, CUDAPOOL_TEXT_LEN, "no memory for a job of %u pieces", header->pieces);
 		return -ENOMEM;
 	}
-	for (i = 0; i < header->devices; i++) {
-		run->device[i] = device_find(header->uuid[i], text);
-		if (run->device[i] < 0)
-			return run->device[i];
-	}
-	return 0;
+	return devices_find(header, run->device, text);
 }
 
 int run_pieces(struct run *run, struct engine_job *job, const struct run_work *work, run_map *map)
@@ -341,18 +332,13 @@ void run_end(struct run *run)
 {
 	uint32_t i;
 
-	for (i = 0; i < run->image.header.pieces; i++) {
-		if (run->mapping)
-			mapping_end(&run->mapping[i]);
-		if (run->source)
-			mapping_end(&run->source[i]);
-	}
+	for (i = 0; run->mapping && i < run->image.header.pieces; i++)
+		mapping_end(&run->mapping[i]);
 	while (run->unsent)
 		close(run->fds[--run->unsent]);
 	run->job->bytes = run->image.header.bytes;
 	run->job->stored = run->image.header.stored;
 	free(run->mapping);
-	free(run->source);
 	image_free(&run->image);
 	pthread_cond_destroy(&run->changed);
 	pthread_mutex_destroy(&run->lock);

@@ -11,14 +11,15 @@
 #include "image.h"
 
 /*
- * A job runs in the thread that calls its function, which imports, allocates and maps pieces in their order, and in
- * `threads` more, which take chunks of what is mapped from one cursor:
+ * A save or a load runs in the thread that calls its function, which imports, allocates and maps pieces in their order,
+ * and in `threads` more, which take chunks of what is mapped from one cursor:
  *
  *   save  GPU -> pinned buffer, by a copy on the thread's own stream. Then, while the next chunk is being copied into
  *         the other buffer: is it zero? buffer -> file, with the checksum worked out on the way
  *   load  file -> pinned buffer, the checksum likewise; buffer -> GPU, by a copy on the stream, while the next chunk is
  *         being read
- *   copy  GPU -> GPU
+ *
+ * A copy runs in the calling thread alone: the GPU copies batch after batch while the next ones are being mapped.
  *
  * Each piece is mapped into this process while the job lasts. Jobs may run at once; they share the buffers, which are
  * made when first needed and kept.
@@ -28,8 +29,9 @@
 
 struct engine_job {
 	/* To be filled in; zero the rest. */
-	unsigned threads;  /* 1 to ENGINE_THREADS_MOST */
-	unsigned chunk_mb; /* 1 to ENGINE_CHUNK_MOST; fewer where all buffers would exceed ENGINE_PINNED_MOST */
+	unsigned threads;  /* save, load: 1 to ENGINE_THREADS_MOST */
+	/* save, load: 1 to ENGINE_CHUNK_MOST; fewer where all buffers would exceed ENGINE_PINNED_MOST */
+	unsigned chunk_mb;
 	/* save: new, or an image's that is none any more, and is written over; load: an image. It stays the caller's */
 	int file;
 	/* save: all of it but its sizes; copy: the devices; load: the token, if there is one */
@@ -46,9 +48,12 @@ struct engine_job {
 	 * job's thread, in order, as soon as they are allocated: not filled yet. A negative errno ends the job with it.
 	 */
 	int (*made)(struct engine_job *job, uint32_t first, uint32_t count, const int *fds);
-	/* Some bytes more are done: called from the job's thread, every ENGINE_PROGRESS_MS at the most. May be NULL. */
+	/*
+	 * save, load: some bytes more are done. Called from the job's thread, every ENGINE_PROGRESS_MS at the most. May
+	 * be NULL. Of a copy, made() tells as much.
+	 */
 	void (*progress)(struct engine_job *job, uint64_t bytes);
-	_Atomic bool cancelled; /* may be set by any thread; ends the job with -ECANCELED within a chunk or two */
+	_Atomic bool cancelled; /* may be set by any thread; ends it with -ECANCELED within two chunks, or a batch */
 
 	/* The outcome. */
 	uint64_t bytes;               /* of GPU memory */
@@ -69,8 +74,8 @@ void engine_warm(unsigned threads, unsigned chunk_mb);
 /*
  * They return 0 or a negative errno, and then `text` says what failed: -EXDEV (a device that this machine lacks),
  * -ENOMEM (the GPU's or the host's), -EREMOTEIO (the driver), -ECANCELED, what image_read() says, -EBADMSG (a
- * checksum), what the file system says. Nothing stays mapped, and no descriptor open. A load that failed may have
- * called made().
+ * checksum), what the file system says. Nothing stays mapped, and no descriptor open. A load or copy that failed may
+ * have called made().
  */
 int engine_save(struct engine_job *job);
 int engine_load(struct engine_job *job);

@@ -81,7 +81,7 @@ static int make_pieces(char *text)
 		err = mapping_create(&mapping, 0, bytes, false, text, &cu);
 		if (err)
 			break;
-		driver.cuMemsetD8Async(mapping.at, 0, bytes, NULL);
+		driver.cuMemsetD8Async(mapping.range.start, 0, bytes, NULL);
 		for (at = 0; at < bytes; at += IMAGE_BLOCK) {
 			for (k = 0; k < IMAGE_BLOCK / 8; k++) {
 				seed ^= seed << 13;
@@ -89,10 +89,10 @@ static int make_pieces(char *text)
 				block[k] = seed ^= seed << 17;
 			}
 			if (seed % 100 >= options.zero)
-				driver.cuMemcpyHtoDAsync(mapping.at + at, block, IMAGE_BLOCK, NULL);
+				driver.cuMemcpyHtoDAsync(mapping.range.start + at, block, IMAGE_BLOCK, NULL);
 			driver.cuStreamSynchronize(NULL);
 		}
-		source[i] = mapping_export(&mapping, text, &cu);
+		source[i] = memory_export(mapping.memory, text, &cu);
 		if (source[i] < 0)
 			err = source[i];
 		mapping_end(&mapping);

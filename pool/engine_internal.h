@@ -15,26 +15,48 @@
 
 extern const struct driver *engine_driver;
 
+/* Addresses, and what is mapped at them from the start on. */
+struct range {
+	CUdeviceptr start; /* 0: there are none */
+	uint64_t size, mapped;
+};
+
 /* One physical allocation, mapped here. */
 struct mapping {
-	CUmemGenericAllocationHandle handle;
-	CUdeviceptr at; /* 0: nothing is mapped */
-	uint64_t bytes;
+	CUmemGenericAllocationHandle memory;
+	struct range range;
 };
 
 /* Says which driver call failed, and what that means; returns the errno for it. */
 int driver_failed(CUresult cu, const char *call, char *text);
 
-/* The index of a device for the functions below, or -EXDEV. */
-int device_find(const uint8_t uuid[16], char *text);
+/* The indices, for the functions below, of the devices that an image names. 0 or -EXDEV. */
+int devices_find(const struct image_header *header, int device[IMAGE_DEVICES], char *text);
 /* Makes its primary context the calling thread's, creating it where there is none. */
 int device_enter(int device, char *text, CUresult *cu);
 
-/* `bytes` new bytes on `device`, or what stands behind a descriptor. Needs a context. -errno; then there is nothing. */
+/*
+ * Those that return an int need a context, and return 0 or a negative errno; then nothing was done, and `text` and `cu`
+ * say why.
+ */
+/* Physical memory: `bytes` new ones on `device`, or what stands behind a descriptor. Stays as long as it is mapped. */
+int memory_create(CUmemGenericAllocationHandle *memory, int device, uint64_t bytes, bool rdma, char *text,
+		  CUresult *cu);
+int memory_import(CUmemGenericAllocationHandle *memory, int fd, char *text, CUresult *cu);
+/* A descriptor of what memory_create() made. */
+int memory_export(CUmemGenericAllocationHandle memory, char *text, CUresult *cu);
+void memory_release(CUmemGenericAllocationHandle memory);
+
+/* Multiples of the driver's granularity. What is mapped goes behind what is there; it is for use once it was opened. */
+int range_reserve(struct range *range, uint64_t size, char *text, CUresult *cu);
+int range_map(struct range *range, CUmemGenericAllocationHandle memory, uint64_t bytes, char *text, CUresult *cu);
+int range_open(const struct range *range, int device, char *text, CUresult *cu);
+/* No work on it may be under way. */
+void range_end(struct range *range);
+
+/* All of that for one piece, which is of `bytes` bytes. */
 int mapping_create(struct mapping *mapping, int device, uint64_t bytes, bool rdma, char *text, CUresult *cu);
 int mapping_import(struct mapping *mapping, int device, uint64_t bytes, int fd, char *text, CUresult *cu);
-/* A descriptor of what mapping_create() made. */
-int mapping_export(const struct mapping *mapping, char *text, CUresult *cu);
 /* No work on it may be under way. */
 void mapping_end(struct mapping *mapping);
 
@@ -109,7 +131,6 @@ struct run;
 typedef int run_step(struct run *run, struct lane *lane, unsigned slot, const struct chunk *chunk, char *text,
 		     CUresult *cu);
 struct run_work {
-	bool buffers;     /* chunks are as large as a buffer; else there are none, and chunks are as large as can be */
 	run_step *start;  /* ends with something on the lane's stream for the chunk's device, which is entered */
 	run_step *finish; /* that is done; NULL: nothing else to do */
 };
@@ -120,7 +141,7 @@ struct lane_thread {
 	bool first;
 };
 
-/* One job under way. */
+/* A save or a load under way. */
 struct run {
 	struct engine_job *job;
 	const struct run_work *work;
@@ -128,7 +149,6 @@ struct run {
 	int device[IMAGE_DEVICES]; /* of this machine, by the image's index */
 	struct mapping *mapping;   /* of each piece */
 	struct lane_thread thread[ENGINE_THREADS_MOST];
-	struct mapping *source; /* copy: of each piece, what it is copied from */
 	size_t chunk;
 	struct engine_file file; /* save */
 	struct engine_view view; /* load */
@@ -158,8 +178,8 @@ bool run_stopped(struct run *run);
 void run_fail(struct run *run, int error, CUresult cu, const char *text);
 
 /*
- * What every job does with `image`, which it takes: finds the devices, calls `map` for each piece in order, and has
- * lanes carry out `work` (NULL: none) on what is mapped. 0, and run_end() is due in any case.
+ * What both do with `image`, which it takes: finds the devices, calls `map` for each piece in order, and has lanes
+ * carry out `work` on what is mapped. 0, and run_end() is due in any case.
  */
 typedef int run_map(struct run *run, uint32_t piece, int device, char *text, CUresult *cu);
 int run_pieces(struct run *run, struct engine_job *job, const struct run_work *work, run_map *map);

@@ -75,7 +75,7 @@ static int load_map(struct run *run, uint32_t piece, int device, char *text, CUr
 
 int engine_load(struct engine_job *job)
 {
-	static const struct run_work work = {true, load_start, NULL};
+	static const struct run_work work = {load_start, NULL};
 	static const uint8_t none[IMAGE_TOKEN_LEN];
 	struct run run = {};
 	int err = image_read(&run.image, job->file, job->text);

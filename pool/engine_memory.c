@@ -47,7 +47,7 @@ int engine_init(const struct driver *driver, char text[CUDAPOOL_TEXT_LEN])
 	return cu == CUDA_SUCCESS ? 0 : driver_failed(cu, "looking for devices", text);
 }
 
-int device_find(const uint8_t uuid[16], char *text)
+static int device_find(const uint8_t uuid[16], char *text)
 {
 	int i;
 
@@ -60,6 +60,18 @@ int device_find(const uint8_t uuid[16], char *text)
 		 uuid[0], uuid[1], uuid[2], uuid[3], uuid[4], uuid[5], uuid[6], uuid[7], uuid[8], uuid[9], uuid[10],
 		 uuid[11], uuid[12], uuid[13], uuid[14], uuid[15]);
 	return -EXDEV;
+}
+
+int devices_find(const struct image_header *header, int device[IMAGE_DEVICES], char *text)
+{
+	uint32_t i;
+
+	for (i = 0; i < header->devices; i++) {
+		device[i] = device_find(header->uuid[i], text);
+		if (device[i] < 0)
+			return device[i];
+	}
+	return 0;
 }
 
 int device_enter(int device, char *text, CUresult *cu)
@@ -92,45 +104,9 @@ int engine_memory(const uint8_t uuid[16], uint64_t *free, uint64_t *total, char 
 	return cu == CUDA_SUCCESS ? 0 : driver_failed(cu, "cuMemGetInfo", text);
 }
 
-/* Gives what the handle stands for an address, for this device. */
-static CUresult map(struct mapping *mapping, int device, const char **call)
-{
-	CUmemAccessDesc access = {
-		.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = devices[device].device},
-		.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
-	};
-	CUresult cu;
+/* ---- physical memory --------------------------------------------------------------------------- */
 
-	*call = "cuMemAddressReserve";
-	cu = engine_driver->cuMemAddressReserve(&mapping->at, mapping->bytes, 0, 0, 0);
-	if (cu != CUDA_SUCCESS)
-		return cu;
-	*call = "cuMemMap";
-	cu = engine_driver->cuMemMap(mapping->at, mapping->bytes, 0, mapping->handle, 0);
-	if (cu == CUDA_SUCCESS) {
-		*call = "cuMemSetAccess";
-		cu = engine_driver->cuMemSetAccess(mapping->at, mapping->bytes, &access, 1);
-		if (cu != CUDA_SUCCESS)
-			engine_driver->cuMemUnmap(mapping->at, mapping->bytes);
-	}
-	if (cu != CUDA_SUCCESS)
-		engine_driver->cuMemAddressFree(mapping->at, mapping->bytes);
-	return cu;
-}
-
-static int map_or_release(struct mapping *mapping, int device, char *text, CUresult *cu)
-{
-	const char *call;
-
-	*cu = map(mapping, device, &call);
-	if (*cu == CUDA_SUCCESS)
-		return 0;
-	engine_driver->cuMemRelease(mapping->handle);
-	mapping->at = 0;
-	return driver_failed(*cu, call, text);
-}
-
-int mapping_create(struct mapping *mapping, int device, uint64_t bytes, bool rdma, char *text, CUresult *cu)
+int memory_create(CUmemGenericAllocationHandle *memory, int device, uint64_t bytes, bool rdma, char *text, CUresult *cu)
 {
 	CUmemAllocationProp prop = {
 		.type = CU_MEM_ALLOCATION_TYPE_PINNED,
@@ -139,38 +115,107 @@ int mapping_create(struct mapping *mapping, int device, uint64_t bytes, bool rdm
 		.allocFlags = {.gpuDirectRDMACapable = rdma},
 	};
 
-	mapping->bytes = bytes;
-	*cu = engine_driver->cuMemCreate(&mapping->handle, bytes, &prop, 0);
+	*cu = engine_driver->cuMemCreate(memory, bytes, &prop, 0);
+	return *cu == CUDA_SUCCESS ? 0 : driver_failed(*cu, "cuMemCreate", text);
+}
+
+int memory_import(CUmemGenericAllocationHandle *memory, int fd, char *text, CUresult *cu)
+{
+	*cu = engine_driver->cuMemImportFromShareableHandle(memory, (void *)(intptr_t)fd,
+							    CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
+	return *cu == CUDA_SUCCESS ? 0 : driver_failed(*cu, "cuMemImportFromShareableHandle", text);
+}
+
+int memory_export(CUmemGenericAllocationHandle memory, char *text, CUresult *cu)
+{
+	int fd = -1;
+
+	*cu = engine_driver->cuMemExportToShareableHandle(&fd, memory, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0);
+	return *cu == CUDA_SUCCESS ? fd : driver_failed(*cu, "cuMemExportToShareableHandle", text);
+}
+
+void memory_release(CUmemGenericAllocationHandle memory)
+{
+	engine_driver->cuMemRelease(memory);
+}
+
+/* ---- addresses for it -------------------------------------------------------------------------- */
+
+int range_reserve(struct range *range, uint64_t size, char *text, CUresult *cu)
+{
+	*range = (struct range){.size = size};
+	*cu = engine_driver->cuMemAddressReserve(&range->start, size, 0, 0, 0);
+	if (*cu == CUDA_SUCCESS)
+		return 0;
+	range->start = 0;
+	return driver_failed(*cu, "cuMemAddressReserve", text);
+}
+
+int range_map(struct range *range, CUmemGenericAllocationHandle memory, uint64_t bytes, char *text, CUresult *cu)
+{
+	*cu = engine_driver->cuMemMap(range->start + range->mapped, bytes, 0, memory, 0);
 	if (*cu != CUDA_SUCCESS)
-		return driver_failed(*cu, "cuMemCreate", text);
-	return map_or_release(mapping, device, text, cu);
+		return driver_failed(*cu, "cuMemMap", text);
+	range->mapped += bytes;
+	return 0;
+}
+
+int range_open(const struct range *range, int device, char *text, CUresult *cu)
+{
+	CUmemAccessDesc access = {
+		.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = devices[device].device},
+		.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+	};
+
+	*cu = engine_driver->cuMemSetAccess(range->start, range->mapped, &access, 1);
+	return *cu == CUDA_SUCCESS ? 0 : driver_failed(*cu, "cuMemSetAccess", text);
+}
+
+void range_end(struct range *range)
+{
+	if (!range->start)
+		return;
+	if (range->mapped)
+		engine_driver->cuMemUnmap(range->start, range->mapped);
+	engine_driver->cuMemAddressFree(range->start, range->size);
+	range->start = 0;
+}
+
+/* ---- both, of one piece ------------------------------------------------------------------------ */
+
+static int map_or_release(struct mapping *mapping, int device, uint64_t bytes, char *text, CUresult *cu)
+{
+	int err = range_reserve(&mapping->range, bytes, text, cu);
+
+	if (!err)
+		err = range_map(&mapping->range, mapping->memory, bytes, text, cu);
+	if (!err)
+		err = range_open(&mapping->range, device, text, cu);
+	if (err) {
+		range_end(&mapping->range);
+		memory_release(mapping->memory);
+	}
+	return err;
+}
+
+int mapping_create(struct mapping *mapping, int device, uint64_t bytes, bool rdma, char *text, CUresult *cu)
+{
+	int err = memory_create(&mapping->memory, device, bytes, rdma, text, cu);
+
+	return err ? err : map_or_release(mapping, device, bytes, text, cu);
 }
 
 int mapping_import(struct mapping *mapping, int device, uint64_t bytes, int fd, char *text, CUresult *cu)
 {
-	mapping->bytes = bytes;
-	*cu = engine_driver->cuMemImportFromShareableHandle(&mapping->handle, (void *)(intptr_t)fd,
-							    CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
-	if (*cu != CUDA_SUCCESS)
-		return driver_failed(*cu, "cuMemImportFromShareableHandle", text);
-	return map_or_release(mapping, device, text, cu);
-}
+	int err = memory_import(&mapping->memory, fd, text, cu);
 
-int mapping_export(const struct mapping *mapping, char *text, CUresult *cu)
-{
-	int fd = -1;
-
-	*cu = engine_driver->cuMemExportToShareableHandle(&fd, mapping->handle,
-							  CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0);
-	return *cu == CUDA_SUCCESS ? fd : driver_failed(*cu, "cuMemExportToShareableHandle", text);
+	return err ? err : map_or_release(mapping, device, bytes, text, cu);
 }
 
 void mapping_end(struct mapping *mapping)
 {
-	if (!mapping->at)
+	if (!mapping->range.start)
 		return;
-	engine_driver->cuMemUnmap(mapping->at, mapping->bytes);
-	engine_driver->cuMemAddressFree(mapping->at, mapping->bytes);
-	engine_driver->cuMemRelease(mapping->handle);
-	mapping->at = 0;
+	range_end(&mapping->range);
+	memory_release(mapping->memory);
 }

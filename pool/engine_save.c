@@ -80,7 +80,7 @@ static int save_map(struct run *run, uint32_t piece, int device, char *text, CUr
 
 int engine_save(struct engine_job *job)
 {
-	static const struct run_work work = {true, save_start, save_finish};
+	static const struct run_work work = {save_start, save_finish};
 	struct run run = {};
 	int err = image_plan(&run.image, &job->header, job->piece, job->pieces, job->text);
 

@@ -21,7 +21,8 @@ enum worker_message_kind {
 	WORKER_STAGE = 5,  /* worker: how far the driver is (stage and what follows it, text) */
 	WORKER_JOB = 6,    /* keeper: copy memory (op: enum worker_job_kind); descriptors: the job, and the image file */
 	WORKER_PIECES = 7, /* both: descriptors of `count` pieces of job `id`, from `first` on; at most WORKER_BATCH */
-	WORKER_PROGRESS = 8, /* worker: `bytes` of job `id` are done; at least each half second, if there are more */
+	/* worker: `bytes` of job `id`, a SAVE or LOAD, are done; at least each half second, if there are more */
+	WORKER_PROGRESS = 8,
 	WORKER_MEMORY = 9, /* both: free and total memory of the device `uuid`; the answer has the same `id` */
 	WORKER_CANCEL = 10, /* keeper: job `id` is not wanted any more; its WORKER_RESULT says -ECANCELED, or that it was done */
 };
@@ -49,8 +50,8 @@ enum worker_job_kind {
 struct worker_job {
 	uint32_t kind;	 /* enum worker_job_kind */
 	uint32_t pieces; /* that follow */
-	uint32_t threads;  /* 1 to 64 */
-	uint32_t chunk_mb; /* 1 to 1024 */
+	uint32_t threads;  /* 1 to 64; COPY does not use it, */
+	uint32_t chunk_mb; /* nor this; 1 to 1024 */
 	struct image_header header; /* SAVE: what the image shall say; its sizes and checksums are filled in by the worker */
 };
 

@@ -91,7 +91,7 @@ static void set_make(struct set *set, unsigned pieces, unsigned share_of_zeros, 
 		set->fd[i] = gpu_piece(!set->piece[i].device, set->piece[i].bytes, &set->mapping[i]);
 		set->content[i] = calloc(1, set->piece[i].bytes);
 		fill(set->content[i], set->piece[i].bytes, share_of_zeros, &seed);
-		gpu_write(!set->piece[i].device, set->mapping[i].at, set->content[i], set->piece[i].bytes);
+		gpu_write(!set->piece[i].device, set->mapping[i].range.start, set->content[i], set->piece[i].bytes);
 	}
 }
 
@@ -137,7 +137,7 @@ static bool made_is_right(struct set *set)
 		if (device_enter(device, text, &cu) ||
 		    mapping_import(&mapping, device, set->piece[i].bytes, set->made_fd[i], text, &cu))
 			abort();
-		gpu_read(device, found, mapping.at, set->piece[i].bytes);
+		gpu_read(device, found, mapping.range.start, set->piece[i].bytes);
 		if (memcmp(found, set->content[i], set->piece[i].bytes)) {
 			note("piece %u is not what it was", i);
 			right = false;
@@ -396,6 +396,121 @@ static void refused(struct set *set)
 	close(file);
 }
 
+/* ---- the driver's calls: counted, and one of them fails -------------------------------------------- */
+
+static struct driver real;
+static unsigned calls, tries, fail_try; /* all; those that may fail, and which of them does (0: none) */
+
+#define COUNTED(name, parameters, ...)                                                                                 \
+	static CUresult counted_##name parameters                                                                      \
+	{                                                                                                              \
+		calls++;                                                                                               \
+		return ++tries == fail_try ? CUDA_ERROR_UNKNOWN : real.name(__VA_ARGS__);                              \
+	}
+#define COUNTED_END(name, parameters, ...)                                                                             \
+	static CUresult counted_##name parameters                                                                      \
+	{                                                                                                              \
+		calls++;                                                                                               \
+		return real.name(__VA_ARGS__);                                                                         \
+	}
+
+COUNTED(cuCtxSetCurrent, (CUcontext context), context)
+COUNTED(cuMemImportFromShareableHandle,
+	(CUmemGenericAllocationHandle * handle, void *from, CUmemAllocationHandleType type), handle, from, type)
+COUNTED(cuMemCreate,
+	(CUmemGenericAllocationHandle * handle, size_t size, const CUmemAllocationProp *prop, unsigned long long flags),
+	handle, size, prop, flags)
+COUNTED(cuMemExportToShareableHandle,
+	(void *to, CUmemGenericAllocationHandle handle, CUmemAllocationHandleType type, unsigned long long flags), to,
+	handle, type, flags)
+COUNTED(cuMemAddressReserve,
+	(CUdeviceptr * at, size_t size, size_t alignment, CUdeviceptr address, unsigned long long flags), at, size,
+	alignment, address, flags)
+COUNTED(cuMemMap,
+	(CUdeviceptr at, size_t size, size_t offset, CUmemGenericAllocationHandle handle, unsigned long long flags), at,
+	size, offset, handle, flags)
+COUNTED(cuMemSetAccess, (CUdeviceptr at, size_t size, const CUmemAccessDesc *access, size_t count), at, size, access,
+	count)
+COUNTED(cuMemcpyDtoDAsync, (CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream), to, from, bytes, stream)
+COUNTED(cuEventRecord, (CUevent event, CUstream stream), event, stream)
+COUNTED(cuEventSynchronize, (CUevent event), event)
+COUNTED_END(cuStreamSynchronize, (CUstream stream), stream)
+COUNTED_END(cuMemUnmap, (CUdeviceptr at, size_t size), at, size)
+COUNTED_END(cuMemAddressFree, (CUdeviceptr at, size_t size), at, size)
+COUNTED_END(cuMemRelease, (CUmemGenericAllocationHandle handle), handle)
+
+/* Copies, while its calls are counted; `fail`: the number of the one that does, 0: none. */
+static int counted_copy(struct set *set, unsigned fail)
+{
+	int err;
+
+	real = gpu;
+	gpu.cuCtxSetCurrent = counted_cuCtxSetCurrent;
+	gpu.cuMemImportFromShareableHandle = counted_cuMemImportFromShareableHandle;
+	gpu.cuMemCreate = counted_cuMemCreate;
+	gpu.cuMemExportToShareableHandle = counted_cuMemExportToShareableHandle;
+	gpu.cuMemAddressReserve = counted_cuMemAddressReserve;
+	gpu.cuMemMap = counted_cuMemMap;
+	gpu.cuMemSetAccess = counted_cuMemSetAccess;
+	gpu.cuMemcpyDtoDAsync = counted_cuMemcpyDtoDAsync;
+	gpu.cuEventRecord = counted_cuEventRecord;
+	gpu.cuEventSynchronize = counted_cuEventSynchronize;
+	gpu.cuStreamSynchronize = counted_cuStreamSynchronize;
+	gpu.cuMemUnmap = counted_cuMemUnmap;
+	gpu.cuMemAddressFree = counted_cuMemAddressFree;
+	gpu.cuMemRelease = counted_cuMemRelease;
+	calls = tries = 0;
+	fail_try = fail;
+	job_make(set, -1, 1, 1);
+	err = engine_copy(&set->job);
+	gpu = real;
+	return err;
+}
+
+static void copied_with_few_calls(void)
+{
+	static struct set set;
+	unsigned batches = (PIECES_MAX + ENGINE_BATCH - 1) / ENGINE_BATCH, devices = 2, most;
+
+	set_make(&set, PIECES_MAX, 90, 99);
+	ok(!counted_copy(&set, 0) && made_is_right(&set), "copied on the GPU%s", set.job.text);
+	/*
+	 * A piece: import, create, export, two to map, two to release. A batch on a device: its context, addresses,
+	 * access, copy, and their end. A device: its context, and waiting.
+	 */
+	most = 7 * PIECES_MAX + 6 * batches * devices + 3 * devices;
+	ok(calls <= most, "with %u calls of the driver for %u pieces: at most %u", calls, PIECES_MAX, most);
+	close_made(&set);
+	set_end(&set);
+}
+
+/* Whichever call fails: the copy says so, and leaves nothing. */
+static void copy_that_fails(unsigned pieces, unsigned from, unsigned step)
+{
+	static struct set set;
+	unsigned fail, silent = 0, left = 0, all;
+	int descriptors;
+	uint64_t free;
+
+	set_make(&set, pieces, 90, 98);
+	descriptors = open_descriptors();
+	free = gpu_free_bytes(0) + gpu_free_bytes(1);
+	if (counted_copy(&set, 0))
+		abort();
+	all = tries;
+	close_made(&set);
+	for (fail = from; fail <= all; fail += step) {
+		silent += counted_copy(&set, fail) != -EREMOTEIO || !set.job.text[0] || !set.job.cu_result;
+		close_made(&set);
+		left += open_descriptors() != descriptors || gpu_free_bytes(0) + gpu_free_bytes(1) != free;
+	}
+	ok(fail > all && !silent && !left, "%u pieces, each %u. of %u calls fails: %u unnoticed, %u leave something",
+	   pieces, step, all, silent, left);
+	ok(!counted_copy(&set, 0) && made_is_right(&set), "and the next copy is right%s", set.job.text);
+	close_made(&set);
+	set_end(&set);
+}
+
 /* A chunk of 1024 MiB for each of 64 threads is more than may be pinned. */
 static void bounded(struct set *set)
 {
@@ -450,11 +565,9 @@ int main(void)
 		round_trip(&set, ways[i][0], ways[i][1]);
 		set_end(&set);
 	}
-	set_make(&set, PIECES_MAX, 90, 99);
-	job_make(&set, -1, 16, 4);
-	ok(!engine_copy(&set.job) && made_is_right(&set), "copied on the GPU%s", set.job.text);
-	close_made(&set);
-	set_end(&set);
+	copied_with_few_calls();
+	copy_that_fails(4, 1, 1);
+	copy_that_fails(PIECES_MAX, 50, 101);
 	set_make(&set, 0, 0, 1);
 	round_trip(&set, 16, 4);
 	in_parallel();

@@ -136,7 +136,7 @@ static struct memory *latest; /* the engine makes an allocation and its address 
 static CUresult find_source(CUmemGenericAllocationHandle *handle, void *shareable, CUmemAllocationHandleType type)
 {
 	latest = &source[next_source++ % pieces];
-	*handle = latest->mapping.handle;
+	*handle = latest->mapping.memory;
 	return CUDA_SUCCESS;
 }
 
@@ -151,14 +151,14 @@ static CUresult find_target(CUmemGenericAllocationHandle *handle, size_t size, c
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	latest = &target[i];
 	latest->used = true;
-	*handle = latest->mapping.handle;
+	*handle = latest->mapping.memory;
 	return CUDA_SUCCESS;
 }
 
 static CUresult find_address(CUdeviceptr *at, size_t size, size_t alignment, CUdeviceptr address,
 			     unsigned long long flags)
 {
-	*at = latest->mapping.at;
+	*at = latest->mapping.range.start;
 	return CUDA_SUCCESS;
 }
 
@@ -210,7 +210,7 @@ static CUresult give_back(CUmemGenericAllocationHandle handle)
 	unsigned i;
 
 	for (i = 0; i < pieces; i++)
-		if (target[i].mapping.handle == handle)
+		if (target[i].mapping.memory == handle)
 			target[i].used = false;
 	return CUDA_SUCCESS;
 }
@@ -222,9 +222,9 @@ static void make_memory(void)
 	for (i = 0; i < pieces; i++) {
 		piece[i].bytes = PIECE;
 		fd[i] = gpu_piece(0, PIECE, &source[i].mapping);
-		gpu_write(0, source[i].mapping.at, from + i * PIECE, PIECE);
+		gpu_write(0, source[i].mapping.range.start, from + i * PIECE, PIECE);
 		close(gpu_piece(0, PIECE, &target[i].mapping));
-		gpu_write(0, target[i].mapping.at, to + i * PIECE, PIECE);
+		gpu_write(0, target[i].mapping.range.start, to + i * PIECE, PIECE);
 	}
 	/* Per-thread streams: those of different threads do not wait for each other. */
 	copy_to_gpu = gpu_function("cuMemcpyHtoD_v2_ptds");
@@ -251,7 +251,7 @@ static bool arrived(void)
 	unsigned i;
 
 	for (i = 0; i < pieces; i++) {
-		if (copy_from_gpu(to, target[i].mapping.at, PIECE))
+		if (copy_from_gpu(to, target[i].mapping.range.start, PIECE))
 			return false;
 		if (memcmp(to, from + i * PIECE, PIECE))
 			return false;

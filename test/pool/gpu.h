@@ -56,7 +56,7 @@ static inline int gpu_piece(int device, uint64_t bytes, struct mapping *mapping)
 	int fd = -1;
 
 	if (device_enter(device, text, &cu) || mapping_create(mapping, device, bytes, false, text, &cu) ||
-	    (fd = mapping_export(mapping, text, &cu)) < 0) {
+	    (fd = memory_export(mapping->memory, text, &cu)) < 0) {
 		fprintf(stderr, "no piece of %llu bytes: %s\n", (unsigned long long)bytes, text);
 		exit(1);
 	}

@@ -148,7 +148,7 @@ static bool made_is_right(void)
 	for (i = 0; i < made_count; i++) {
 		if (mapping_import(&copy, 0, PIECE, made[i], text, &cu))
 			abort();
-		gpu_read(0, found, copy.at, PIECE);
+		gpu_read(0, found, copy.range.start, PIECE);
 		for (k = 0; k < PIECE && found[k] == (i % 3 ? (uint8_t)i : 0); k++)
 			;
 		right &= k == PIECE;
@@ -188,7 +188,7 @@ static void make_pieces(void)
 		piece[i].bytes = PIECE;
 		fd[i] = gpu_piece(0, PIECE, &mapping[i]);
 		memset(content, i % 3 ? (int)i : 0, PIECE);
-		gpu_write(0, mapping[i].at, content, PIECE);
+		gpu_write(0, mapping[i].range.start, content, PIECE);
 	}
 }
 
