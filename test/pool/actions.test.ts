@@ -5,16 +5,14 @@ import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { buildSnippets, runTap, softCuda, startPool } from '../support/index.ts';
-import { ERRNO, STATE, startApp, startClient, statusOf } from './support.ts';
+import { ERRNO, STATE, startApp, startClient, startStage, statusOf } from './support.ts';
 
 const programs = await buildSnippets('pool');
 
 t.jobs = 4; // each with a pool of its own
 
 t.test('each action', async (t) => {
-  const soft = softCuda(t);
-  const pool = await startPool(t, soft);
-  const app = await startApp(t, programs, soft);
+  const { pool, app } = await startStage(t, programs);
   const client = startClient(t, programs, pool.socket);
   t.match((await client.say('connect tool 5000')).line, /^welcome 1 generation 1 device 0/, 'the pool is warm');
   t.match(await client.say(`do state ${app.pid}`), { error: 0, value: STATE.running }, 'it runs');
@@ -70,9 +68,7 @@ t.test('16 clients at once', async (t) => {
 });
 
 t.test('400 checkpoints and restores', async (t) => {
-  const soft = softCuda(t);
-  const pool = await startPool(t, soft);
-  const app = await startApp(t, programs, soft);
+  const { pool, app } = await startStage(t, programs);
   await runTap(t, join(programs, 'load'), [pool.socket, '1', '100', String(app.pid)], {}, '100 to warm up');
   const before = await statusOf(pool);
   await runTap(t, join(programs, 'load'), [pool.socket, '1', '300', String(app.pid)], {}, '300 more');

@@ -4,27 +4,15 @@ import { spawn } from 'node:child_process';
 import { chmodSync, cpSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import t from 'tap';
-import {
-  buildSnippets,
-  built,
-  isRoot,
-  runTap,
-  skipUnless,
-  softCuda,
-  startPool,
-  tempDir,
-  until,
-} from '../support/index.ts';
-import { acting, ERRNO, fault, startApp, startClient, statusOf } from './support.ts';
+import { buildSnippets, built, isRoot, runTap, skipUnless, softCuda, tempDir, until } from '../support/index.ts';
+import { acting, ERRNO, fault, startClient, startStage, statusOf } from './support.ts';
 
 const programs = await buildSnippets('pool');
 
 t.jobs = 4; // each with a pool of its own
 
 t.test('peers that break the rules', async (t) => {
-  const soft = softCuda(t);
-  const pool = await startPool(t, soft);
-  const app = await startApp(t, programs, soft);
+  const { pool, app } = await startStage(t, programs);
   const before = await statusOf(pool);
   await runTap(t, join(programs, 'hostile'), [pool.socket, String(app.pid)]);
   await until('all are gone', async () => (await statusOf(pool)).connections.open === 1);
@@ -76,9 +64,7 @@ t.test('who may connect', async (t) => {
 });
 
 t.test('who asks and goes away', async (t) => {
-  const soft = softCuda(t);
-  const pool = await startPool(t, soft);
-  const app = await startApp(t, programs, soft);
+  const { soft, pool, app } = await startStage(t, programs);
   const busy = startClient(t, programs, pool.socket);
   const client = startClient(t, programs, pool.socket);
   await busy.say('connect tool');
@@ -101,9 +87,7 @@ t.test('who asks and goes away', async (t) => {
 
 t.test('who lives in another pid namespace', async (t) => {
   if (!skipUnless(t, isRoot, 'only root can make one')) return;
-  const soft = softCuda(t);
-  const pool = await startPool(t, soft);
-  const app = await startApp(t, programs, soft);
+  const { pool, app } = await startStage(t, programs);
   const inside = startClient(t, programs, pool.socket, 'client', ['unshare', '--pid', '--fork', '--kill-child', '--']);
   t.match((await inside.say('connect tool')).line, /^welcome/, 'may ask how the pool is');
   const refused = await inside.say(`do state ${app.pid}`);

@@ -2,16 +2,16 @@
 // What the pool has locked or checkpointed for somebody is given back when that one dies, and only then.
 import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
-import { buildSnippets, type Pool, type SoftCuda, softCuda, startPool } from '../support/index.ts';
+import { buildSnippets } from '../support/index.ts';
 import {
-  type App,
   acting,
-  type Client,
   fault,
   holdsNothing,
+  type Scene,
   STATE,
   startApp,
   startClient,
+  startScene,
   statusOf,
   stop,
 } from './support.ts';
@@ -20,21 +20,7 @@ const programs = await buildSnippets('pool');
 
 t.jobs = 4; // each with a pool of its own
 
-interface Scene {
-  soft: SoftCuda;
-  pool: Pool;
-  app: App;
-  criu: Client;
-}
-
-async function scene(t: Test, role = 'plugin'): Promise<Scene> {
-  const soft = softCuda(t);
-  const pool = await startPool(t, soft, { args: ['--log', '3'] });
-  const app = await startApp(t, programs, soft);
-  const criu = startClient(t, programs, pool.socket, 'criu');
-  if (role !== '') await criu.say(`connect ${role}`);
-  return { soft, pool, app, criu };
-}
+const scene = (t: Test, role = 'plugin'): Promise<Scene> => startScene(t, programs, { role });
 
 t.test('CRIU is killed while a process is locked', async (t) => {
   const { pool, app, criu } = await scene(t);

@@ -4,48 +4,27 @@ import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import { exec } from '../../harness/adapters/exec.ts';
+import { buildSnippets, built, type SoftCuda, startPool, until } from '../support/index.ts';
 import {
-  buildSnippets,
-  built,
-  type Pool,
-  type SoftCuda,
-  softCuda,
-  startPool,
-  tempDir,
-  until,
-} from '../support/index.ts';
-import { type App, type Client, fault, holdsNothing, PATH, startApp, startClient, statusOf } from './support.ts';
+  type App,
+  fault,
+  holdsNothing,
+  PATH,
+  type ParkScene,
+  startApp,
+  startClient,
+  startParkScene,
+  startScene,
+  statusOf,
+} from './support.ts';
 
 const programs = await buildSnippets('pool');
 const MiB = 1 << 20;
 
 t.jobs = 3; // each with a pool of its own
 
-interface Scene {
-  soft: SoftCuda;
-  pool: Pool;
-  app: App;
-  criu: Client;
-  /** CRIU's image directory. */
-  images: string;
-  /** The pool's own. */
-  own: string;
-}
-
-/** A pool, an application with the small shim of shim.c in this mode, and a CRIU that has named its directory. */
-async function scene(t: Test, mode = 'honest', pieces = 3, args: string[] = [], role = 'plugin'): Promise<Scene> {
-  const soft = softCuda(t);
-  const own = tempDir(t);
-  const images = tempDir(t);
-  const pool = await startPool(t, soft, { args: ['--log', '3', ...args], env: { CUDAPOOL_IMAGE_DIR: own } });
-  const app = await startApp(t, programs, soft, ['shim', mode, String(pieces)]);
-  const criu = startClient(t, programs, pool.socket, 'criu');
-  if (role !== '') {
-    await criu.say(`connect ${role}`);
-    t.equal((await criu.say(`images dump ${images}`)).error, 0, 'CRIU names its directory');
-  }
-  return { soft, pool, app, criu, images, own };
-}
+const scene = (t: Test, mode = 'honest', pieces = 3, args: string[] = [], role = 'plugin'): Promise<ParkScene> =>
+  startParkScene(t, programs, { mode, pieces, args, role });
 
 const imagesIn = (dir: string): string[] => readdirSync(dir).filter((name) => name.endsWith('.img'));
 
@@ -374,11 +353,7 @@ t.test("evict and prefetch, on cudapoold's command line", async (t) => {
 });
 
 t.test('parking is off', async (t) => {
-  const soft = softCuda(t);
-  const pool = await startPool(t, soft, { env: { CUDAPOOL_PARK: '0' } });
-  const app = await startApp(t, programs, soft, ['shim', 'honest']);
-  const criu = startClient(t, programs, pool.socket, 'criu');
-  await criu.say('connect plugin');
+  const { app, criu } = await startScene(t, programs, { env: { CUDAPOOL_PARK: '0' }, command: ['shim', 'honest'] });
   t.match(await criu.say(`do lock ${app.pid}`), { error: 0, path: PATH.stock, line: /CUDAPOOL_PARK=0/ }, 'says lock');
 });
 

@@ -4,35 +4,26 @@ import { readdirSync, readFileSync, rmSync, statSync, truncateSync, writeFileSyn
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
-import { buildSnippets, type Pool, softCuda, startPool, tempDir } from '../support/index.ts';
-import { type App, type Client, holdsNothing, PATH, startApp, startClient, statusOf } from './support.ts';
+import { buildSnippets, tempDir } from '../support/index.ts';
+import { type Client, holdsNothing, PATH, type ParkScene, startParkScene, statusOf } from './support.ts';
 
 const programs = await buildSnippets('pool');
 const MiB = 1 << 20;
 
 t.jobs = 3;
 
-interface Scene {
-  pool: Pool;
-  app: App;
-  criu: Client;
-  images: string;
-}
-
 /** An application that is locked and parked for CRIU's plugin, while its image takes this long. */
-async function parked(t: Test, slowMs: number, env: Record<string, string> = {}, images = tempDir(t)): Promise<Scene> {
-  const soft = softCuda(t);
+async function parked(
+  t: Test,
+  slowMs: number,
+  env: Record<string, string> = {},
+  images = tempDir(t),
+): Promise<ParkScene> {
   const faults = slowMs ? { SOFTCUDA_FAULTS: `cuEventSynchronize=hang:${slowMs}` } : {};
-  const pool = await startPool(t, soft, {
-    args: ['--log', '3'],
-    env: { CUDAPOOL_IMAGE_DIR: tempDir(t), ...faults, ...env },
-  });
-  const app = await startApp(t, programs, soft, ['shim', 'honest', '4']);
-  const criu = startClient(t, programs, pool.socket, 'criu');
-  await criu.say('connect plugin');
-  t.equal((await criu.say(`images dump ${images}`)).error, 0, 'CRIU names its directory');
+  const scene = await startParkScene(t, programs, { pieces: 4, images, env: { ...faults, ...env } });
+  const { app, criu } = scene;
   t.match(await criu.say(`do lock ${app.pid}`), { error: 0, path: PATH.parked, parked: 8 * MiB }, 'parked');
-  return { pool, app, criu, images };
+  return scene;
 }
 
 const named = (dir: string, ending: string): string[] => readdirSync(dir).filter((name) => name.endsWith(ending));
@@ -70,8 +61,8 @@ t.test('an image that cannot be completed', async (t) => {
 });
 
 for (const [what, end] of [
-  ['the process is killed', (scene: Scene) => scene.app.child.kill('SIGKILL')],
-  ['CRIU is killed', (scene: Scene) => scene.criu.kill()],
+  ['the process is killed', (scene: ParkScene) => scene.app.child.kill('SIGKILL')],
+  ['CRIU is killed', (scene: ParkScene) => scene.criu.kill()],
 ] as const)
   t.test(`${what} while SAVED waits`, async (t) => {
     const scene = await parked(t, 1500);

@@ -4,18 +4,8 @@ import { mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { exec } from '../../harness/adapters/exec.ts';
-import {
-  buildSnippets,
-  inRoot,
-  type Pool,
-  runTap,
-  type SoftCuda,
-  softCuda,
-  startPool,
-  tempDir,
-  until,
-} from '../support/index.ts';
-import { type App, type Client, PATH, startApp, startClient, statusOf } from './support.ts';
+import { buildSnippets, inRoot, runTap, startPool, tempDir, until } from '../support/index.ts';
+import { PATH, type ParkScene, startClient, startParkScene, statusOf } from './support.ts';
 
 const programs = await buildSnippets('pool');
 const MiB = 1 << 20;
@@ -33,30 +23,17 @@ t.test('by itself, under the sanitizers', async (t) => {
   for (const name of programs) await runTap(t, join(out, name), []);
 });
 
-interface Dump {
-  soft: SoftCuda;
-  pool: Pool;
-  criu: Client;
-  app: App;
-  images: string;
-}
-
 /** An application of 100 pieces of 2 MiB, parked and checkpointed by a CRIU that has named its directory. */
-async function dump(t: Test, env: Record<string, string> = {}): Promise<Dump> {
-  const soft = softCuda(t);
-  const images = tempDir(t);
-  const pool = await startPool(t, soft, { args: ['--log', '3'], env: { CUDAPOOL_IMAGE_DIR: tempDir(t), ...env } });
-  const app = await startApp(t, programs, soft, ['shim', 'honest', '100']);
-  const criu = startClient(t, programs, pool.socket, 'criu');
-  await criu.say('connect plugin');
-  await criu.say(`images dump ${images}`);
+async function dump(t: Test, env: Record<string, string> = {}): Promise<ParkScene> {
+  const scene = await startParkScene(t, programs, { pieces: 100, env });
+  const { app, criu } = scene;
   t.match(await criu.say(`do lock ${app.pid}`), { error: 0, path: PATH.parked, parked: 200 * MiB }, 'parked');
   t.equal((await criu.say(`do checkpoint ${app.pid}`)).error, 0, 'checkpointed');
-  return { soft, pool, criu, app, images };
+  return scene;
 }
 
 /** As at the end of a dump: CRIU's plugin says so, and the process is killed. */
-async function die({ criu, app, pool }: Dump): Promise<void> {
+async function die({ criu, app, pool }: ParkScene): Promise<void> {
   await criu.say('release watch');
   app.child.kill('SIGKILL');
   await until('nothing is held', async () => (await statusOf(pool)).held_count === 0);

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Test } from 'tap';
-import { type Pool, type SoftCuda, until } from '../support/index.ts';
+import { type Pool, type SoftCuda, softCuda, startPool, tempDir, until } from '../support/index.ts';
 
 /** Negative errnos as the pool sends them. */
 export const ERRNO = {
@@ -147,6 +147,66 @@ export function startClient(
       await gone;
     },
   };
+}
+
+export interface Stage {
+  soft: SoftCuda;
+  pool: Pool;
+  app: App;
+}
+export interface StageOptions {
+  args?: string[];
+  env?: Record<string, string>;
+  /** startApp's. */
+  command?: string[];
+}
+
+/** A pool, and an application beside it. */
+export async function startStage(t: Test, programs: string, options: StageOptions = {}): Promise<Stage> {
+  const soft = softCuda(t);
+  const pool = await startPool(t, soft, { args: options.args ?? [], env: options.env ?? {} });
+  return { soft, pool, app: await startApp(t, programs, soft, options.command) };
+}
+
+export interface Scene extends Stage {
+  criu: Client;
+}
+export interface SceneOptions extends StageOptions {
+  /** As what it connects; '': not yet. */
+  role?: string;
+}
+
+/** The same, and a CRIU; the pool logs what it does. */
+export async function startScene(t: Test, programs: string, options: SceneOptions = {}): Promise<Scene> {
+  const { role = 'plugin', args = [] } = options;
+  const stage = await startStage(t, programs, { ...options, args: ['--log', '3', ...args] });
+  const criu = startClient(t, programs, stage.pool.socket, 'criu');
+  if (role !== '') await criu.say(`connect ${role}`);
+  return { ...stage, criu };
+}
+
+export interface ParkScene extends Scene {
+  /** CRIU's image directory. */
+  images: string;
+  /** The pool's own. */
+  own: string;
+}
+export interface ParkOptions extends Omit<SceneOptions, 'command'> {
+  /** What the shim does (shim.c), and how many pieces of 2 MiB it has. */
+  mode?: string;
+  pieces?: number;
+  images?: string;
+}
+
+/** The same with the small shim of shim.c in the application; a CRIU that has connected names its directory. */
+export async function startParkScene(t: Test, programs: string, options: ParkOptions = {}): Promise<ParkScene> {
+  const { mode = 'honest', pieces = 3, images = tempDir(t), env, ...rest } = options;
+  const own = tempDir(t);
+  const command = ['shim', mode, String(pieces)];
+  const scene = await startScene(t, programs, { ...rest, command, env: { CUDAPOOL_IMAGE_DIR: own, ...env } });
+  if (options.role !== '')
+    t.equal((await scene.criu.say(`images dump ${images}`)).error, 0, 'CRIU names its directory');
+  return { ...scene, images, own };
 }
 
 /** What `cudapoold --status` prints, as far as these tests look at it; pool/status.h describes it. */

@@ -10,7 +10,6 @@ import {
   isRoot,
   type Pool,
   runTap,
-  type SoftCuda,
   skipUnless,
   softCuda,
   startPool,
@@ -18,16 +17,16 @@ import {
   until,
 } from '../support/index.ts';
 import {
-  type App,
   acting,
-  type Client,
   ERRNO,
   fault,
   holdsNothing,
+  type Scene,
   STATE,
   type Status,
   startApp,
   startClient,
+  startScene,
   statusOf,
 } from './support.ts';
 
@@ -36,21 +35,13 @@ const programs = await buildSnippets('pool');
 t.jobs = 4; // each with a pool of its own
 const STEPS = ['lock', 'checkpoint', 'restore', 'unlock'];
 
-interface Scene {
-  soft: SoftCuda;
-  pool: Pool;
-  app: App;
-  criu: Client;
+interface WorkerScene extends Scene {
   workerPid: number;
 }
 
-async function scene(t: Test, args: string[] = []): Promise<Scene> {
-  const soft = softCuda(t);
-  const pool = await startPool(t, soft, { args: ['--log', '3', ...args] });
-  const app = await startApp(t, programs, soft);
-  const criu = startClient(t, programs, pool.socket, 'criu');
-  await criu.say('connect plugin');
-  return { soft, pool, app, criu, workerPid: (await statusOf(pool)).worker.pid };
+async function scene(t: Test, args: string[] = []): Promise<WorkerScene> {
+  const started = await startScene(t, programs, { args });
+  return { ...started, workerPid: (await statusOf(started.pool)).worker.pid };
 }
 
 const warmAgain = (pool: Pool, generation: number, limitMs = 10_000): Promise<Status> =>
@@ -121,7 +112,7 @@ async function slowScene(
   t: Test,
   restoreMs: number,
   args: string[] = [],
-): Promise<Omit<Scene, 'app'> & { pid: number }> {
+): Promise<Omit<WorkerScene, 'app'> & { pid: number }> {
   const soft = softCuda(t);
   const env = {
     CUDAPOOL_LIBCUDA: join(programs, 'slowdriver.so'),
