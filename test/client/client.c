@@ -2,7 +2,6 @@
 /* wire/client.c against a scripted server that answers well, badly, late or not at all. */
 #include "client.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -13,32 +12,13 @@
 #include <sys/time.h>
 #include <sys/un.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "fake_pool.h"
 #include "tap.h"
 
 static char directory[] = "/tmp/cudapool-client-XXXXXX", path[64];
-
-static int64_t now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000ll + ts.tv_nsec / 1000000;
-}
-
-static int descriptors(void)
-{
-	DIR *d = opendir("/proc/self/fd");
-	int n = 0;
-
-	while (readdir(d))
-		n++;
-	closedir(d);
-	return n;
-}
 
 static bool one_line(const char *text)
 {
@@ -71,7 +51,7 @@ static void connecting(void)
 	};
 	struct cudapool_hello hello = {.role = CUDAPOOL_ROLE_TOOL};
 	struct cudapool_client c;
-	int before = descriptors();
+	int before = open_descriptors();
 	size_t i;
 
 	for (i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
@@ -90,7 +70,7 @@ static void connecting(void)
 		cudapool_client_close(&c);
 		end(server);
 	}
-	ok(descriptors() == before, "no descriptor is left");
+	ok(open_descriptors() == before, "no descriptor is left");
 }
 
 static void nobody_there(void)
@@ -170,7 +150,7 @@ static void acting(void)
 	struct cudapool_hello hello = {.role = CUDAPOOL_ROLE_TOOL};
 	struct cudapool_client c;
 	struct cudapool_result r;
-	int before = descriptors();
+	int before = open_descriptors();
 	size_t i;
 
 	for (i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
@@ -189,7 +169,7 @@ static void acting(void)
 			ok(r.value == 42, "the value arrives");
 		if (ret == -EREMOTEIO)
 			ok(r.error < 0 && strlen(r.text) < sizeof(r.text), "the result has the error");
-		ok(descriptors() == before + 1, "no descriptor but the socket");
+		ok(open_descriptors() == before + 1, "no descriptor but the socket");
 		cudapool_client_close(&c);
 		end(server);
 	}
@@ -312,13 +292,13 @@ static void images(void)
 	snprintf(one, sizeof(one), "%s/one", directory);
 	close(open(one, O_CREAT | O_CLOEXEC, 0600));
 	cudapool_client_connect(&c, path, &hello);
-	before = descriptors();
+	before = open_descriptors();
 	ret = cudapool_client_images(&c, &request, fd, 1000, &f);
 	ok(ret == 0 && f.count == 1 && f.bytes == 2113, "images: %d, %u found, asked %llu", ret, f.count,
 	   (unsigned long long)f.bytes);
 	ret = cudapool_client_evict(&c, token, CUDAPOOL_TIER_COLD, 1000, &f);
 	ok(ret == 0 && f.bytes == 7092, "evict: %d, asked %llu", ret, (unsigned long long)f.bytes);
-	ok(descriptors() == before && fcntl(fd, F_GETFD) == FD_CLOEXEC, "the directory stays the caller's");
+	ok(open_descriptors() == before && fcntl(fd, F_GETFD) == FD_CLOEXEC, "the directory stays the caller's");
 	cudapool_client_close(&c);
 	end(server);
 	unlink(one);
@@ -355,10 +335,10 @@ static void interrupted(void)
 	sigaction(SIGALRM, &action, NULL);
 	setitimer(ITIMER_REAL, &each_ms, NULL);
 	ret = cudapool_client_connect(&c, path, &hello);
-	started = now_ms();
+	started = cudapool_now_ms();
 	if (!ret)
 		ret = cudapool_client_action(&c, CUDAPOOL_OP_STATE, 1, 0, 300, &r);
-	took = now_ms() - started;
+	took = cudapool_now_ms() - started;
 	setitimer(ITIMER_REAL, &none, NULL);
 	ok(ret == -ETIMEDOUT && took >= 300 && took < 2000, "interrupted all the time: ends after %lld ms of 300",
 	   (long long)took);
@@ -372,10 +352,10 @@ static void slow_welcome(void)
 	struct cudapool_hello hello = {.role = CUDAPOOL_ROLE_TOOL};
 	struct cudapool_client c;
 	pid_t server = serve(s_silent);
-	int64_t started = now_ms();
+	int64_t started = cudapool_now_ms();
 	int ret = cudapool_client_connect(&c, path, &hello);
 
-	ok(ret == -ETIMEDOUT && now_ms() - started < 8000, "never welcomed: %s", c.text);
+	ok(ret == -ETIMEDOUT && cudapool_now_ms() - started < 8000, "never welcomed: %s", c.text);
 	end(server);
 }
 

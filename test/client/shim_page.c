@@ -14,9 +14,9 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "tap.h"
 
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
@@ -233,25 +233,6 @@ static void end(pid_t pid)
 
 /* --- the pool's side --- */
 
-static int64_t now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000ll + ts.tv_nsec / 1000000;
-}
-
-static int descriptors(void)
-{
-	DIR *d = opendir("/proc/self/fd");
-	int n = 0;
-
-	while (readdir(d))
-		n++;
-	closedir(d);
-	return n;
-}
-
 static void opening(void)
 {
 	static const struct {
@@ -281,7 +262,7 @@ static void opening(void)
 		{"an impossible pid", impossible_pid, -EBADMSG, "impossible"},
 		{"an impossible count", impossible_count, -EBADMSG, "impossible"},
 	};
-	int before = descriptors();
+	int before = open_descriptors();
 	size_t i;
 
 	for (i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
@@ -300,7 +281,7 @@ static void opening(void)
 		   "report: %s", json);
 		end(pid);
 	}
-	ok(descriptors() == before, "no descriptor is left");
+	ok(open_descriptors() == before, "no descriptor is left");
 	{
 		char json[CUDAPOOL_SHIM_REPORT];
 		struct cudapool_shim shim;
@@ -366,27 +347,27 @@ static void commanding(void)
 
 	pid = application(silent);
 	cudapool_shim_open(&shim, pid);
-	started = now_ms();
+	started = cudapool_now_ms();
 	ret = cudapool_shim_command(&shim, CUDAPOOL_PAGE_PING, 100, &result, NULL);
-	ok(ret == -ETIMEDOUT && now_ms() - started < 1000 && shim.page->owner == 0, "unanswered: %d %s", ret,
+	ok(ret == -ETIMEDOUT && cudapool_now_ms() - started < 1000 && shim.page->owner == 0, "unanswered: %d %s", ret,
 	   shim.text);
 	cudapool_shim_close(&shim);
 	end(pid);
 
 	pid = application(scribbles);
 	cudapool_shim_open(&shim, pid);
-	started = now_ms();
+	started = cudapool_now_ms();
 	ret = cudapool_shim_command(&shim, CUDAPOOL_PAGE_PING, 100, NULL, NULL);
-	ok(ret == -ETIMEDOUT && now_ms() - started < 1000, "acknowledgements that change all the time: %d %s", ret,
+	ok(ret == -ETIMEDOUT && cudapool_now_ms() - started < 1000, "acknowledgements that change all the time: %d %s", ret,
 	   shim.text);
 	cudapool_shim_close(&shim);
 	end(pid);
 
 	pid = application(dies);
 	cudapool_shim_open(&shim, pid);
-	started = now_ms();
+	started = cudapool_now_ms();
 	ret = cudapool_shim_command(&shim, CUDAPOOL_PAGE_PING, 20000, NULL, NULL);
-	ok(ret == -ESRCH && now_ms() - started < 5000, "it ends meanwhile: %d %s", ret, shim.text);
+	ok(ret == -ESRCH && cudapool_now_ms() - started < 5000, "it ends meanwhile: %d %s", ret, shim.text);
 	cudapool_shim_close(&shim);
 	end(pid);
 

@@ -14,9 +14,9 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "tap.h"
 
 static char directory[] = "/tmp/cudapool-spawn-XXXXXX", path[64], report_path[64], self[512], text[CUDAPOOL_TEXT_LEN];
@@ -101,14 +101,6 @@ static int daemon_main(int argc, char **argv)
 
 /* --- the tests --- */
 
-static int64_t now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000ll + ts.tv_nsec / 1000000;
-}
-
 /* The process that holds the lock; 0 if there is none. */
 static int daemon_pid(void)
 {
@@ -141,17 +133,6 @@ static int stop_daemon(void)
 	return pid;
 }
 
-static int descriptors(void)
-{
-	DIR *d = opendir("/proc/self/fd");
-	int n = 0;
-
-	while (readdir(d))
-		n++;
-	closedir(d);
-	return n;
-}
-
 static bool report_has(const char *line)
 {
 	static char content[8192];
@@ -180,7 +161,7 @@ static void on_child(int signal)
 static void state_of_the_daemon(void)
 {
 	struct sigaction action = {.sa_handler = on_child, .sa_flags = SA_RESTART}, ignore = {.sa_handler = SIG_IGN};
-	int before = descriptors(), ret;
+	int before = open_descriptors(), ret;
 	sigset_t usr1, mask;
 	char line[128];
 
@@ -199,7 +180,7 @@ static void state_of_the_daemon(void)
 	ret = cudapool_spawn(self, path, 77, 5000, text);
 	unsetenv("LD_PRELOAD");
 	ok(ret == 0 && strstr(text, "started a pool"), "started: %d %s", ret, text);
-	ok(descriptors() == before, "no descriptor is left");
+	ok(open_descriptors() == before, "no descriptor is left");
 	ok(caught == 0, "the caller's SIGCHLD handler saw no child of its");
 	sigprocmask(SIG_BLOCK, NULL, &mask);
 	ok(sigismember(&mask, SIGUSR1) == 1 && sigismember(&mask, SIGCHLD) == 0, "the signal mask is as before");
@@ -339,7 +320,7 @@ static void ignoring_children(void)
 static void failures(void)
 {
 	char other[600], long_path[200];
-	int ret, fd, before = descriptors();
+	int ret, fd, before = open_descriptors();
 	int64_t started;
 
 	ret = cudapool_spawn("/nonexistent/cudapoold", path, 1, 1000, text);
@@ -364,16 +345,16 @@ static void failures(void)
 	unlink(other);
 
 	setenv("SPAWN_FAIL", "1", 1);
-	started = now_ms();
+	started = cudapool_now_ms();
 	ret = cudapool_spawn(self, path, 1, 10000, text);
-	ok(ret == -EPIPE && strstr(text, "ended at once") && now_ms() - started < 4000, "it ends at once: %d %s", ret,
+	ok(ret == -EPIPE && strstr(text, "ended at once") && cudapool_now_ms() - started < 4000, "it ends at once: %d %s", ret,
 	   text);
 	unsetenv("SPAWN_FAIL");
 
 	setenv("SPAWN_SLOW_MS", "1000", 1);
-	started = now_ms();
+	started = cudapool_now_ms();
 	ret = cudapool_spawn(self, path, 1, 200, text);
-	ok(ret == -ETIMEDOUT && now_ms() - started < 900, "too slow for the limit: %d %s", ret, text);
+	ok(ret == -ETIMEDOUT && cudapool_now_ms() - started < 900, "too slow for the limit: %d %s", ret, text);
 	ret = cudapool_spawn(self, path, 1, 5000, text);
 	ok(ret == 0, "the next caller meets the one that was slow: %d %s", ret, text);
 	unsetenv("SPAWN_SLOW_MS");
@@ -382,7 +363,7 @@ static void failures(void)
 	memset(long_path, 'x', sizeof(long_path));
 	long_path[sizeof(long_path) - 1] = '\0';
 	ok(cudapool_spawn(self, long_path, 1, 100, text) == -ENAMETOOLONG, "a long path: %s", text);
-	ok(descriptors() == before, "no descriptor is left");
+	ok(open_descriptors() == before, "no descriptor is left");
 }
 
 /* Relative paths are the caller's, although the daemon runs in the root directory. */

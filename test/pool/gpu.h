@@ -3,7 +3,6 @@
 #ifndef CUDAPOOL_TEST_POOL_GPU_H
 #define CUDAPOOL_TEST_POOL_GPU_H
 
-#include <dirent.h>
 #include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -93,18 +92,6 @@ static inline uint64_t gpu_free_bytes(int device)
 	if (engine_memory(uuid, &free, &total, text))
 		abort();
 	return free;
-}
-
-static inline int open_descriptors(void)
-{
-	DIR *dir = opendir("/proc/self/fd");
-	int count = 0;
-
-	while (dir && readdir(dir))
-		count++;
-	if (dir)
-		closedir(dir);
-	return count;
 }
 
 /* Numbers that look random, the same ones for the same seed. */
