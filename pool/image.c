@@ -3,6 +3,7 @@
 #include "image.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -93,14 +94,29 @@ static int check_pieces(struct image *image, char *text)
 	return 0;
 }
 
+/* Takes `count` places from `at` on, a bit each. False: one of them is taken. By words: images have millions of places. */
+static bool take_places(uint64_t *taken, uint64_t at, uint64_t count)
+{
+	uint64_t bits, mask;
+
+	for (; count; at += bits, count -= bits) {
+		bits = 64 - at % 64 < count ? 64 - at % 64 : count;
+		mask = ~0ull >> (64 - bits) << at % 64;
+		if (taken[at / 64] & mask)
+			return false;
+		taken[at / 64] |= mask;
+	}
+	return true;
+}
+
 /*
  * Every stored block lies between header and tables, none on another. `taken` has a bit for each IMAGE_ALIGN bytes
  * there, and that there is no more room than blocks was checked before, so it is no larger than the image warrants.
  */
-static int check_places(const struct image *image, uint8_t *taken, char *text)
+static int check_places(const struct image *image, uint64_t *taken, char *text)
 {
 	const struct image_header *header = &image->header;
-	uint64_t number, at, end, stored = 0;
+	uint64_t number, stored = 0;
 	uint32_t i, length;
 
 	for (i = 0; i < header->pieces; i++) {
@@ -116,14 +132,10 @@ static int check_places(const struct image *image, uint8_t *taken, char *text)
 				    (unsigned long long)number, i);
 				return -EBADMSG;
 			}
-			at = (block->at - IMAGE_HEADER_SIZE) / IMAGE_ALIGN;
-			for (end = at + image_aligned(length) / IMAGE_ALIGN; at < end; at++) {
-				if (taken[at / 8] >> at % 8 & 1) {
-					SAY(text, "block %llu of piece %u lies on another one",
-					    (unsigned long long)number, i);
-					return -EBADMSG;
-				}
-				taken[at / 8] |= 1 << at % 8;
+			if (!take_places(taken, (block->at - IMAGE_HEADER_SIZE) / IMAGE_ALIGN,
+					 image_aligned(length) / IMAGE_ALIGN)) {
+				SAY(text, "block %llu of piece %u lies on another one", (unsigned long long)number, i);
+				return -EBADMSG;
 			}
 			stored += length;
 		}
@@ -139,7 +151,7 @@ static int check_blocks(const struct image *image, char *text)
 {
 	const struct image_header *header = &image->header;
 	uint64_t room = header->tables_at - IMAGE_HEADER_SIZE;
-	uint8_t *taken;
+	uint64_t *taken;
 	int err;
 
 	/* What blocks take beyond their length is less than IMAGE_ALIGN for each piece's last one. */
@@ -147,7 +159,7 @@ static int check_blocks(const struct image *image, char *text)
 		SAY(text, "the room for its blocks is not what the header says");
 		return -EBADMSG;
 	}
-	taken = calloc(1, room / IMAGE_ALIGN / 8 + 1);
+	taken = calloc(room / IMAGE_ALIGN / 64 + 1, sizeof(*taken));
 	if (!taken) {
 		SAY(text, "no memory to check it");
 		return -ENOMEM;

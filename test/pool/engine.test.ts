@@ -25,6 +25,10 @@ t.test('checksums and images, with the sanitizers', async (t) => {
   await runTap(t, join(await sanitized('image'), 'image'));
 });
 
+t.test('large images are checked at once', async (t) => {
+  await runTap(t, join(programs, 'image'), ['time']);
+});
+
 t.test('GPU memory there and back', async (t) => {
   await runTap(t, join(programs, 'engine'), [], gpu(t));
 });

@@ -2,7 +2,7 @@
 /*
  * Checksums, and the format of images: what is written is read, and whatever else lies there is refused. The last part
  * changes bytes at random, from a seed that it prints: image [SEED [ROUNDS]]. `image write FILE` leaves an image in a
- * file.
+ * file. `image time` says how long header and tables of large ones take: each restore begins with that.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -407,8 +407,74 @@ static int leave(const char *path)
 	return 0;
 }
 
+/* ---- how long it takes --------------------------------------------------------------------------- */
+
+#define TRIES 10
+
+static double now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (double)ts.tv_sec * 1e3 + (double)ts.tv_nsec / 1e6;
+}
+
+/* An image of so many GiB, all of it stored, with nothing in the blocks: those are not read. */
+static int large_image(uint32_t gib)
+{
+	struct image_piece *piece = calloc(gib, sizeof(*piece));
+	struct image_header header = {.devices = 1};
+	uint64_t end = IMAGE_HEADER_SIZE, i;
+	int fd = memfd_create("image", MFD_CLOEXEC);
+	char text[CUDAPOOL_TEXT_LEN];
+	struct image image;
+
+	for (i = 0; i < gib; i++)
+		piece[i].bytes = 1ull << 30;
+	if (fd < 0 || image_plan(&image, &header, piece, gib, text))
+		abort();
+	for (i = 0; i < image.header.blocks; i++, end += IMAGE_BLOCK)
+		image.block[i] = (struct image_block){.at = end, .crc = (uint32_t)i};
+	if (image_write(&image, fd, end, text))
+		abort();
+	image_free(&image);
+	free(piece);
+	return fd;
+}
+
+/* The best of a few, as other work gets in the way; looking at each place in the file by itself took ten times this. */
+static void takes_at_most(uint32_t gib, double most_ms)
+{
+	double best = most_ms + 1e9, took;
+	int fd = large_image(gib), i, err = 0;
+	char text[CUDAPOOL_TEXT_LEN] = "";
+	struct image image;
+
+	for (i = 0; !err && i < TRIES; i++) {
+		took = now_ms();
+		err = image_read(&image, fd, text);
+		took = now_ms() - took;
+		best = took < best ? took : best;
+		if (!err)
+			image_free(&image);
+	}
+	ok(!err && best < most_ms, "an image of %u blocks is read and checked in %.2f ms, less than %.0f%s%s", gib * 1024,
+	   best, most_ms, err ? ": " : "", text);
+	close(fd);
+}
+
+static int reading_time(void)
+{
+	takes_at_most(1, 1);
+	takes_at_most(32, 4);
+	takes_at_most(128, 16);
+	return tap_end();
+}
+
 int main(int argc, char **argv)
 {
+	if (argc == 2 && !strcmp(argv[1], "time"))
+		return reading_time();
 	if (argc == 3 && !strcmp(argv[1], "write"))
 		return leave(argv[2]);
 	seed = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)time(NULL) << 20 | (uint64_t)getpid();
