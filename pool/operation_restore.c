@@ -117,19 +117,6 @@ static bool parked_token(struct operation *operation, uint8_t token[CUDAPOOL_TOK
 	return parked;
 }
 
-/* Of a holding that an earlier keeper left: its image, where that one was writing it. */
-static struct park *find_recorded(struct operation *operation, const struct holding *holding)
-{
-	struct cudapool_images request = {.purpose = CUDAPOOL_IMAGES_PREFETCH, .hot = CUDAPOOL_HOT_AUTO};
-	struct cudapool_found found;
-	int fd = open(holding->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-
-	if (fd < 0)
-		return NULL;
-	operation->own_dir = store_open(fd, &request, &found, NULL);
-	return operation->own_dir ? store_find(operation->own_dir, holding->token) : NULL;
-}
-
 static void claimed(struct operation *operation, int error)
 {
 	struct holding *holding = operation->holding;
@@ -142,6 +129,59 @@ static void claimed(struct operation *operation, int error)
 	operation->after(operation, error);
 }
 
+static void claim_park(struct operation *operation, struct park *park, const uint8_t token[CUDAPOOL_TOKEN_LEN])
+{
+	struct holding *holding = operation->holding;
+	int err;
+
+	if (!holding || !(holding->held & JOURNAL_HELD_PARKED))
+		holding = holding_for_gift(operation->owner, operation->process, token,
+					   operation->dir ? store_dir_path(operation->dir) : "");
+	if (!holding) {
+		err = -errno;
+		operation_explain(operation, err);
+		operation->after(operation, err);
+		return;
+	}
+	operation_find_holding(operation);
+	store_claim(&holding->gift, park, operation->hot, operation_waits(operation, claimed));
+}
+
+/* The token of what is parked: as its holding says, or else the process itself. */
+static bool token_of(struct operation *operation, uint8_t token[CUDAPOOL_TOKEN_LEN])
+{
+	const struct holding *holding = operation->holding;
+
+	if (!holding || !(holding->held & JOURNAL_HELD_PARKED))
+		return parked_token(operation, token);
+	memcpy(token, holding->token, CUDAPOOL_TOKEN_LEN);
+	return true;
+}
+
+static void missing(struct operation *operation, const uint8_t token[CUDAPOOL_TOKEN_LEN])
+{
+	store_missing(operation->dir ? operation->dir : operation->own_dir, token, operation->text);
+	operation->after(operation, -ENOENT);
+}
+
+/* An image that no client has named: it was looked for where this pool, or an earlier one, wrote it. */
+static void looked(struct operation *operation, int error)
+{
+	uint8_t token[CUDAPOOL_TOKEN_LEN];
+	struct park *park;
+
+	operation_find_holding(operation);
+	if (error || !token_of(operation, token)) {
+		operation->after(operation, error ? error : -ENODATA);
+		return;
+	}
+	park = store_find(operation->own_dir, token);
+	if (park)
+		claim_park(operation, park, token);
+	else
+		missing(operation, token);
+}
+
 /*
  * Sees to it that the holding on this process has a gift: of what was parked from it, or of the park that it was
  * restored from. after(): 0; -ENODATA: nothing of it is parked; or why there is no memory for it.
@@ -151,7 +191,6 @@ static void claim(struct operation *operation, void (*after)(struct operation *o
 	struct holding *holding = operation->holding;
 	uint8_t token[CUDAPOOL_TOKEN_LEN];
 	struct park *park;
-	int err;
 
 	operation->after = after;
 	if (holding && (holding->gifted || holding->park)) {
@@ -159,33 +198,21 @@ static void claim(struct operation *operation, void (*after)(struct operation *o
 		claimed(operation, 0);
 		return;
 	}
-	if (holding && (holding->held & JOURNAL_HELD_PARKED)) {
-		memcpy(token, holding->token, sizeof(token));
-	} else if (!parked_token(operation, token)) {
+	if (!token_of(operation, token)) {
 		after(operation, -ENODATA);
 		return;
 	}
 	park = operation->dir ? store_find(operation->dir, token) : NULL;
 	if (!park)
 		park = store_find(NULL, token);
-	if (!park && holding && (holding->held & JOURNAL_HELD_PARKED))
-		park = find_recorded(operation, holding);
-	if (!park) {
-		store_missing(operation->dir ? operation->dir : operation->own_dir, token, operation->text);
-		after(operation, -ENOENT);
+	if (park) {
+		claim_park(operation, park, token);
 		return;
 	}
-	if (!holding || !(holding->held & JOURNAL_HELD_PARKED))
-		holding = holding_for_gift(operation->owner, operation->process, token,
-					   operation->dir ? store_dir_path(operation->dir) : "");
-	if (!holding) {
-		err = -errno;
-		operation_explain(operation, err);
-		after(operation, err);
-		return;
-	}
-	operation_find_holding(operation);
-	store_claim(&holding->gift, park, operation->hot, operation_waits(operation, claimed));
+	operation->own_dir = store_look(holding && (holding->held & JOURNAL_HELD_PARKED) ? holding->dir : "", token,
+					operation_waits(operation, looked));
+	if (!operation->own_dir)
+		missing(operation, token);
 }
 
 /* ---- RESTORE ------------------------------------------------------------------------------------ */

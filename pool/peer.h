@@ -42,13 +42,13 @@ struct peer {
 	bool shares_pids; /* it means the same processes as we do by their numbers */
 	struct session_client client; /* for whom it acts; owner NULL: it owns nothing */
 	unsigned streams, chunk_mb;   /* as its HELLO said */
-	struct prefetch {	      /* IMAGES that is answered later; store.h's */
+	struct finding {	      /* IMAGES that is answered later; store.h's */
 		struct store_waiter waiter;
 		struct store_dir *dir;
+		struct cudapool_images images;
 		struct cudapool_found found;
-		bool opening; /* store_open() has not returned */
-		bool done;
-	} prefetch;
+		bool under_way;
+	} finding;
 	struct session_undo undo; /* a RELEASE UNDO under way */
 	uint32_t undo_request;
 	LIST_HEAD(, session_request) requests;

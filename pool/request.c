@@ -314,52 +314,66 @@ static void send_found(struct peer *peer, uint32_t request, struct cudapool_foun
 	peer_send(peer, found, sizeof(*found));
 }
 
-static void end_prefetch(struct prefetch *prefetch)
+static void end_finding(struct finding *finding)
 {
-	store_cancel(&prefetch->waiter);
-	if (prefetch->dir)
-		store_dir_release(prefetch->dir);
-	prefetch->dir = NULL;
+	finding->under_way = false;
+	store_cancel(&finding->waiter);
+	if (finding->dir)
+		store_dir_release(finding->dir);
+	finding->dir = NULL;
 }
 
-static void prefetched(struct store_waiter *waiter, int error, const char *text)
+static void use_dir(struct peer *peer, struct store_dir *dir, enum cudapool_hot hot)
 {
-	struct prefetch *prefetch = container_of(waiter, struct prefetch, waiter);
-	struct peer *peer = container_of(prefetch, struct peer, prefetch);
+	if (peer->client.dir)
+		store_dir_release(peer->client.dir);
+	peer->client.dir = dir;
+	peer->client.hot = hot;
+}
 
-	prefetch->done = true;
+static void found_them(struct store_waiter *waiter, int error, const char *text)
+{
+	struct finding *finding = container_of(waiter, struct finding, waiter);
+	struct peer *peer = container_of(finding, struct peer, finding);
+
 	if (error) {
-		prefetch->found.error = error;
-		snprintf(prefetch->found.text, sizeof(prefetch->found.text), "%s",
+		finding->found.error = error;
+		snprintf(finding->found.text, sizeof(finding->found.text), "%s",
 			 text && text[0] ? text : strerror(-error));
+	} else if (finding->dir && finding->images.purpose == CUDAPOOL_IMAGES_RESTORE) {
+		use_dir(peer, finding->dir, finding->images.hot);
+		finding->dir = NULL;
 	}
-	if (prefetch->opening)
-		return;
-	end_prefetch(prefetch);
-	send_found(peer, prefetch->found.h.request, &prefetch->found);
+	end_finding(finding);
+	send_found(peer, finding->found.h.request, &finding->found);
 }
 
-static void prefetch(struct peer *peer, const struct cudapool_images *message, int fd)
+/* False, and refused: a connection has one IMAGES at a time. */
+static bool begin_finding(struct peer *peer, uint32_t request)
 {
-	struct prefetch *prefetch = &peer->prefetch;
+	struct finding *finding = &peer->finding;
 
-	if (prefetch->dir) {
-		close(fd);
-		peer_refuse(peer, message->h.request, -EBUSY, "an earlier IMAGES is under way");
+	if (finding->under_way) {
+		peer_refuse(peer, request, -EBUSY, "an earlier IMAGES is under way");
+		return false;
+	}
+	*finding = (struct finding){.waiter.done = found_them, .under_way = true};
+	finding->found.h.request = request;
+	return true;
+}
+
+static void find_images(struct peer *peer, const struct cudapool_images *message, int fd)
+{
+	struct finding *finding = &peer->finding;
+
+	finding->images = *message;
+	finding->dir = store_open(fd, message, &finding->found, &finding->waiter);
+	if (finding->dir) {
+		store_dir_tune(finding->dir, peer->streams, peer->chunk_mb);
 		return;
 	}
-	memset(prefetch, 0, sizeof(*prefetch));
-	prefetch->waiter.done = prefetched;
-	prefetch->opening = true;
-	prefetch->dir = store_open(fd, message, &prefetch->found, &prefetch->waiter);
-	prefetch->opening = false;
-	prefetch->found.h.request = message->h.request;
-	if (prefetch->dir)
-		store_dir_tune(prefetch->dir, peer->streams, peer->chunk_mb);
-	if (!prefetch->dir || prefetch->done) {
-		end_prefetch(prefetch);
-		send_found(peer, message->h.request, &prefetch->found);
-	}
+	end_finding(finding);
+	send_found(peer, message->h.request, &finding->found);
 }
 
 /* The pool writes and removes files there, so it has to be a directory of whoever asks. */
@@ -394,17 +408,19 @@ static void on_images(struct peer *peer, const struct cudapool_images *message, 
 		send_found(peer, message->h.request, &found);
 		return;
 	}
-	if (message->purpose == CUDAPOOL_IMAGES_PREFETCH) {
-		prefetch(peer, message, fd);
+	if (!begin_finding(peer, message->h.request)) {
+		close(fd);
 		return;
 	}
+	if (message->purpose != CUDAPOOL_IMAGES_DUMP) {
+		find_images(peer, message, fd);
+		return;
+	}
+	end_finding(&peer->finding);
 	dir = store_open(fd, message, &found, NULL);
 	if (dir) {
 		store_dir_tune(dir, peer->streams, peer->chunk_mb);
-		if (peer->client.dir)
-			store_dir_release(peer->client.dir);
-		peer->client.dir = dir;
-		peer->client.hot = message->hot;
+		use_dir(peer, dir, message->hot);
 	}
 	send_found(peer, message->h.request, &found);
 }
@@ -500,7 +516,7 @@ void request_peer_gone(struct peer *peer)
 		requests_open--;
 	}
 	session_undo_cancel(&peer->undo);
-	end_prefetch(&peer->prefetch);
+	end_finding(&peer->finding);
 	if (peer->client.owner)
 		session_detach(peer->client.owner, peer->client.plugin);
 	if (peer->client.dir)

@@ -257,32 +257,44 @@ void park_set_image(struct park *park, int fd, const char *path)
 	park->path = path[0] == '/' ? strdup(path) : NULL;
 }
 
-struct park *park_of_image(const struct image_header *header, struct image_piece *piece, int fd, const char *path)
+static struct park *park_from(const struct image_header *header, struct image_piece *piece)
 {
-	struct park *park = park_by_token(header->token);
+	struct park *park = park_new();
 	unsigned i;
 
+	if (!park)
+		return NULL;
+	park->life = PARK_SAVED;
+	park->header = *header;
+	park->piece = piece;
+	for (i = 0; i < header->pieces; i++)
+		park->bytes[piece[i].device] += piece[i].bytes;
+	return park;
+}
+
+int park_of_image(struct park **found, const struct image_header *header, struct image_piece *piece, int fd,
+		  const char *path, char *text)
+{
+	struct park *park = park_by_token(header->token);
+
 	if (park) {
-		free(piece); /* known already; the file may be another copy of it, and is the newest to be seen */
+		free(piece); /* it is known; the file may be another copy of it, and is the newest to be seen */
 	} else {
-		park = park_new();
+		park = park_from(header, piece);
 		if (!park) {
 			free(piece);
 			close(fd);
-			return NULL;
+			snprintf(text, CUDAPOOL_TEXT_LEN, "out of memory");
+			return -ENOMEM;
 		}
-		park->life = PARK_SAVED;
-		park->header = *header;
-		park->piece = piece;
-		for (i = 0; i < header->pieces; i++)
-			park->bytes[piece[i].device] += piece[i].bytes;
 	}
 	if (park->early || park->gifts)
 		close(fd); /* it is being loaded from where it was found before */
 	else
 		park_set_image(park, fd, path);
 	park_settle(park);
-	return park;
+	*found = park;
+	return 0;
 }
 
 /* ---- the dump side --------------------------------------------------------------------------------- */

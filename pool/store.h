@@ -38,20 +38,20 @@ struct store_dir;
 
 int store_init(const struct cudapool_options *options);
 
-/*
- * DUMP: removes the images, and half-written ones, of earlier dumps from it and begins a dump (a random id). Their
- * files may be written over for the new images. Takes `fd`. RESTORE, PREFETCH: checks the header and tables of every
- * image in it and begins to load what is not hot. *found is
- * filled in but for its header, also on failure. done (PREFETCH; else NULL): when `tier` is reached; PREFETCH without
- * it only reads, so that store_find() finds.
- * NULL: found->error and found->text say why.
- */
 struct store_waiter { /* embedded in what waits */
 	void (*done)(struct store_waiter *waiter, int error, const char *text);
 	bool waiting;
 	void *store; /* store.c's own */
 	struct store_waiter *next;
 };
+/*
+ * Takes `fd`. DUMP: removes the images, and half-written ones, of earlier dumps from it and begins a dump (a random id).
+ * Their files may be written over for the new images; there is nothing to wait for.
+ * RESTORE, PREFETCH: checks header and tables of every image in it, beside the loop, and begins to load what is not hot.
+ * done(): *found is filled in but for its header and for what done() says itself; RESTORE: store_find() finds; PREFETCH:
+ * `tier` is reached. Never called before this returns. *found must last until then, or until store_cancel().
+ * NULL: found->error and found->text say why; done() is not called.
+ */
 struct store_dir *store_open(int fd, const struct cudapool_images *request, struct cudapool_found *found,
 			     struct store_waiter *waiter);
 /* The pool's own directory (CUDAPOOL_IMAGE_DIR), for a DROPIN; begins a dump of its own each time. NULL: text says why.
@@ -115,8 +115,13 @@ struct park *store_adopt(const uint8_t token[CUDAPOOL_TOKEN_LEN], const struct p
 
 /* The restore side. */
 
-/* The park with this token: one in memory, or of an image in `dir` (NULL: the pool's own directory). NULL: none. */
+/* The park with this token: of an image that was found in `dir`; where that is NULL, one that is known. NULL: none. */
 struct park *store_find(struct store_dir *dir, const uint8_t token[CUDAPOOL_TOKEN_LEN]);
+/*
+ * Reads the image of this token in the directory at `path` ("": the pool's own), beside the loop, for store_find(). done()
+ * is called later: 0, whether there is one or not; or it is not to be trusted. NULL: there is no such directory.
+ */
+struct store_dir *store_look(const char *path, const uint8_t token[CUDAPOOL_TOKEN_LEN], struct store_waiter *waiter);
 /* Why there was none, in CUDAPOOL_TEXT_LEN bytes: what the directory has instead. The error is -ENOENT. */
 void store_missing(const struct store_dir *dir, const uint8_t token[CUDAPOOL_TOKEN_LEN], char *text);
 /*

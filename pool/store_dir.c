@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/* Directories of images: cleaned for a dump, read and checked for a restore. */
+/* Directories of images: cleaned for a dump, opened for a restore. */
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -49,10 +49,8 @@ static bool is_image_name(const char *name, bool part)
 	return !strcmp(end, IMAGE_SUFFIX) || (part && !strcmp(end, IMAGE_SUFFIX IMAGE_PART));
 }
 
-/* Calls each() for the names that match until it returns an error. */
-static int for_each(struct store_dir *dir, bool part, int (*each)(struct store_dir *dir, const char *name,
-								  void *context),
-		    void *context)
+int dir_each(struct store_dir *dir, bool part, int (*each)(struct store_dir *dir, const char *name, void *context),
+	     void *context)
 {
 	int fd = openat(dir->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), err = 0;
 	DIR *stream = fd < 0 ? NULL : fdopendir(fd);
@@ -101,10 +99,10 @@ static void lose_images(void)
 
 static int begin_dump(struct store_dir *dir, struct cudapool_found *found)
 {
-	int err = dir->own ? 0 : for_each(dir, true, clear_one, NULL);
+	int err = dir->own ? 0 : dir_each(dir, true, clear_one, NULL);
 
 	if (dir->own)
-		for_each(dir, true, sweep_one, NULL); /* what it does not get to is only clutter */
+		dir_each(dir, true, sweep_one, NULL); /* what it does not get to is only clutter */
 	if (!err && !dir->own) {
 		records_remove(dir->fd);
 		lose_images();
@@ -120,84 +118,15 @@ static int begin_dump(struct store_dir *dir, struct cudapool_found *found)
 
 /* ---- restore --------------------------------------------------------------------------------------- */
 
-static int refuse(struct store_dir *dir, const char *name, int err, const char *why, struct cudapool_found *found)
-{
-	/* -ENODATA would read as 'nothing there'. */
-	snprintf(found->text, sizeof(found->text), "%s in %.60s: %.110s", name, dir->path, why);
-	return err == -ENODATA ? -EBADMSG : err;
-}
-
-static int open_image(struct store_dir *dir, const char *name, struct image *image, int *fd,
-		      struct cudapool_found *found)
-{
-	char text[CUDAPOOL_TEXT_LEN] = "", expected[64];
-	struct stat st;
-	int err;
-
-	*fd = openat(dir->fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
-	if (*fd < 0)
-		return refuse(dir, name, -errno, strerror(errno), found);
-	if (fstat(*fd, &st) || !S_ISREG(st.st_mode)) {
-		err = refuse(dir, name, -EBADMSG, "is no file", found);
-	} else {
-		err = image_read(image, *fd, text);
-		if (err)
-			err = refuse(dir, name, err, text, found);
-	}
-	if (!err) {
-		image_name(image->header.token, false, expected);
-		if (strcmp(expected, name)) {
-			err = refuse(dir, name, -EBADMSG, "it is the image of another token: was it renamed?", found);
-			image_free(image);
-		}
-	}
-	if (err)
-		close(*fd);
-	return err;
-}
-
-static int read_one(struct store_dir *dir, const char *name, void *context)
-{
-	struct cudapool_found *found = context;
-	struct park *park, **more;
-	struct image image;
-	char path[sizeof(dir->path) + 65];
-	int err, fd;
-
-	err = open_image(dir, name, &image, &fd, found);
-	if (err)
-		return err;
-	more = realloc(dir->park, (dir->count + 1) * sizeof(*more));
-	if (more)
-		dir->park = more;
-	snprintf(path, sizeof(path), "%s/%s", dir->path, name);
-	park = more ? park_of_image(&image.header, image.piece, fd, path) : NULL;
-	if (!more)
-		close(fd);
-	else
-		image.piece = NULL; /* the park's */
-	if (!park) {
-		image_free(&image);
-		return refuse(dir, name, -ENOMEM, "out of memory", found);
-	}
-	park->opened++;
-	dir->park[dir->count++] = park;
-	if (image.header.created_us >= dir->created_us) { /* the newest dump is the one that counts */
-		dir->created_us = image.header.created_us;
-		memcpy(dir->dump, image.header.dump, sizeof(dir->dump));
-	}
-	image_free(&image);
-	return 0;
-}
-
 /* Those of an older dump are not touched: whether somebody needs one shows when its token is asked for. */
 static bool of_dump(const struct store_dir *dir, const struct park *park)
 {
 	return MATCHES(park->header.dump, dir->dump);
 }
 
-static void count_found(struct store_dir *dir, struct cudapool_found *found)
+static void count_found(struct store_dir *dir)
 {
+	struct cudapool_found *found = dir->found;
 	unsigned i;
 
 	for (i = 0; i < dir->count; i++)
@@ -279,6 +208,26 @@ static void prefetch_next(struct store_dir *dir)
 
 /* ---- all -------------------------------------------------------------------------------------------- */
 
+void dir_read(struct store_dir *dir, int error, const char *text)
+{
+	if (!dir->asker.first)
+		return;
+	if (error) {
+		cudapool_log(CUDAPOOL_LOG_ERR, "%s", text);
+		waiters_done(&dir->asker, error, text);
+		return;
+	}
+	if (dir->found)
+		count_found(dir);
+	if (dir->found && dir->purpose == CUDAPOOL_IMAGES_PREFETCH) {
+		prefetch_next(dir);
+		return;
+	}
+	if (dir->purpose == CUDAPOOL_IMAGES_RESTORE)
+		begin_loading(dir);
+	waiters_done(&dir->asker, 0, "");
+}
+
 static void read_path(struct store_dir *dir)
 {
 	char link[32];
@@ -331,28 +280,23 @@ struct store_dir *store_open(int fd, const struct cudapool_images *request, stru
 		store_dir_release(dir);
 		return NULL;
 	}
-	err = dir->purpose == CUDAPOOL_IMAGES_DUMP ? begin_dump(dir, found) : for_each(dir, false, read_one, found);
-	if (err) {
-		if (!found->text[0])
-			snprintf(found->text, sizeof(found->text), "%.150s cannot be read: %s", dir->path,
-				 strerror(-err));
-		found->error = err;
-		cudapool_log(CUDAPOOL_LOG_ERR, "%s", found->text);
-		store_dir_release(dir);
-		return NULL;
-	}
-	if (dir->purpose == CUDAPOOL_IMAGES_DUMP)
-		return dir;
-	count_found(dir, found);
-	if (dir->purpose == CUDAPOOL_IMAGES_PREFETCH && waiter) {
+	if (dir->purpose == CUDAPOOL_IMAGES_DUMP) {
+		err = begin_dump(dir, found);
+	} else {
+		dir->found = found;
 		waiters_add(&dir->asker, waiter);
-		store_dir_hold(dir);
-		prefetch_next(dir);
-		store_dir_release(dir);
-	} else if (dir->purpose == CUDAPOOL_IMAGES_RESTORE) {
-		begin_loading(dir);
+		err = read_begin(dir, "");
+		if (err)
+			store_cancel(waiter);
 	}
-	return dir;
+	if (!err)
+		return dir;
+	if (!found->text[0])
+		snprintf(found->text, sizeof(found->text), "%.150s cannot be read: %s", dir->path, strerror(-err));
+	found->error = err;
+	cudapool_log(CUDAPOOL_LOG_ERR, "%s", found->text);
+	store_dir_release(dir);
+	return NULL;
 }
 
 struct store_dir *dir_again(const char *path)
@@ -478,31 +422,33 @@ void store_dir_release(struct store_dir *dir)
 
 struct park *store_find(struct store_dir *dir, const uint8_t token[CUDAPOOL_TOKEN_LEN])
 {
-	struct park *park = NULL;
-	struct cudapool_found found = {0};
-	struct store_dir *own;
-	char name[64];
 	unsigned i;
 
-	if (dir) {
-		for (i = 0; i < dir->count && !park; i++)
-			if (MATCHES(dir->park[i]->header.token, token))
-				park = dir->park[i];
-		return park;
-	}
-	park = park_by_token(token);
-	own = park ? NULL : open_own();
-	if (!own)
-		return park;
+	if (!dir)
+		return park_by_token(token);
+	for (i = 0; i < dir->count; i++)
+		if (MATCHES(dir->park[i]->header.token, token))
+			return dir->park[i];
+	return NULL;
+}
+
+struct store_dir *store_look(const char *path, const uint8_t token[CUDAPOOL_TOKEN_LEN], struct store_waiter *waiter)
+{
+	int fd = open(path[0] ? path : own_path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	struct store_dir *dir = fd < 0 ? NULL : new_dir(fd);
+	char name[64];
+
+	if (!dir)
+		return NULL;
+	dir->purpose = CUDAPOOL_IMAGES_PREFETCH;
+	dir->own = !path[0] || !strcmp(path, own_path);
 	image_name(token, false, name);
-	if (!faccessat(own->fd, name, F_OK, AT_SYMLINK_NOFOLLOW)) {
-		if (read_one(own, name, &found))
-			cudapool_log(CUDAPOOL_LOG_ERR, "%s", found.text);
-		else
-			park = own->park[0];
-	}
-	store_dir_release(own);
-	return park;
+	waiters_add(&dir->asker, waiter);
+	if (!read_begin(dir, name))
+		return dir;
+	store_cancel(waiter);
+	store_dir_release(dir);
+	return NULL;
 }
 
 void store_missing(const struct store_dir *dir, const uint8_t token[CUDAPOOL_TOKEN_LEN], char *text)

@@ -18,7 +18,8 @@
  * store_gift.c   gifts: claimed, given, returned
  * store_memory.c memory: pieces by descriptor, parked, loaded or copied; closing it
  * store_room.c   devices: what is free, what is kept free for whom, what is evicted for it; the budget
- * store_dir.c    directories: cleaning, reading, naming
+ * store_dir.c    directories: cleaning, naming, finding
+ * store_read.c   images of a directory: read and checked beside the loop
  * store_watch.c  pages of running applications: what could be evicted for them, and when they want it
  * store_tier.c   images that are not on the GPU: staged or cold; evict and prefetch, for clients
  * store_deposit.c what outlives the keeper: deposited with systemd, adopted
@@ -175,8 +176,12 @@ extern struct park_list parks;
 struct park *park_by_token(const uint8_t token[16]);
 /* Empty, in the list. NULL: out of memory. */
 struct park *park_new(void);
-/* A park of which there is an image, made from what was read of it; takes `fd` and `piece`. NULL: out of memory. */
-struct park *park_of_image(const struct image_header *header, struct image_piece *piece, int fd, const char *path);
+/*
+ * The park of which that is the image, known or new; takes `fd` and `piece`, also on failure. 0, or
+ * -ENOMEM and `text`.
+ */
+int park_of_image(struct park **park, const struct image_header *header, struct image_piece *piece, int fd,
+		  const char *path, char *text);
 /* Where the image is now. Takes `fd`. */
 void park_set_image(struct park *park, int fd, const char *path);
 /* Frees it soon if nobody has it. To be called whenever something was taken from it. */
@@ -250,8 +255,9 @@ struct store_dir {
 	char path[4096];
 	unsigned count;
 	struct park **park; /* of the images in it; RESTORE, PREFETCH */
-	struct store_waiter step;    /* PREFETCH: on what is being loaded, one after another */
+	struct cudapool_found *found; /* the asker's, while it waits; NULL: store_look(), which only reads */
 	struct waiters asker;
+	struct store_waiter step;    /* PREFETCH: on what is being loaded, one after another */
 	enum cudapool_tier tier;
 	unsigned reached; /* images of which `tier` is reached */
 	struct records records;
@@ -259,6 +265,14 @@ struct store_dir {
 	struct spare spare[SPARES_MOST];
 };
 
+/*
+ * Calls each() for the names that are those of images, or of half-written ones where `part`, until it returns an error.
+ * May be called beside the loop.
+ */
+int dir_each(struct store_dir *dir, bool part, int (*each)(struct store_dir *dir, const char *name, void *context),
+	     void *context);
+/* What read_begin() has begun has ended: the parks are in `dir`, or `text` says why not. */
+void dir_read(struct store_dir *dir, int error, const char *text);
 /* Its images are not about to be restored any more. */
 void store_dir_unpin(struct store_dir *dir);
 void dirs_init(const struct cudapool_options *options);
@@ -268,6 +282,11 @@ struct store_dir *dir_again(const char *path);
 enum cudapool_hot pool_hot(enum cudapool_hot hot);
 /* cudapool-TOKEN.img, or with .part */
 void image_name(const uint8_t token[16], bool part, char name[64]);
+
+/* ---- reading (store_read.c) ----------------------------------------------------------------------------- */
+
+/* Checks all images in it, or that one; dir_read() follows, from the loop, while the directory is held. 0 or -ENOMEM. */
+int read_begin(struct store_dir *dir, const char *only);
 
 /* ---- tiers (store_tier.c) ------------------------------------------------------------------------------ */
 

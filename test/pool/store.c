@@ -157,8 +157,10 @@ static void test_room(void)
 	evict_all();
 	fake.loads = 0;
 	fake.threads_most = 0;
+	streams = 5;
+	chunk_mb = 2;
 	dir = open_dir("room-b", CUDAPOOL_IMAGES_RESTORE, CUDAPOOL_HOT_AUTO, &found);
-	store_dir_tune(dir, 5, 2);
+	streams = chunk_mb = 0;
 	store_claim(&gift, store_find(dir, b), CUDAPOOL_HOT_AUTO, fresh(&waited));
 	ok(wait_done() == 0 && fake.loads == 1,
 	   "an image is loaded from the moment on at which its directory is opened");
@@ -245,9 +247,9 @@ static void test_at_once(void)
 	settle(20);
 	evict_all();
 	fake.total[0] = fake.total[1] = COUNT * STORE_MARGIN + 256 * MIB;
-	dir = open_dir("at-once", CUDAPOOL_IMAGES_RESTORE, CUDAPOOL_HOT_AUTO, &found);
 	fake.threads_most = 0;
-	fake.delay_ms = 30;
+	fake.delay_ms = 30; /* loading begins with the directory */
+	dir = open_dir("at-once", CUDAPOOL_IMAGES_RESTORE, CUDAPOOL_HOT_AUTO, &found);
 	for (i = 0; i < COUNT; i++)
 		store_claim(&gift[i], store_find(dir, token[i]), CUDAPOOL_HOT_AUTO, fresh(&claims[i]));
 	until(all_claimed, 5000);

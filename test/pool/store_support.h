@@ -119,16 +119,38 @@ static inline const char *path_of(const char *dir, const char *name)
 
 static enum cudapool_tier tier = CUDAPOOL_TIER_HOT;
 static bool synced;
+static unsigned streams, chunk_mb; /* as a client's HELLO says */
 
+static struct waited opened;
+
+static inline bool is_opened(void)
+{
+	return opened.done;
+}
+
+/* RESTORE: all is read; NULL: it is refused, and *found says why. PREFETCH: wait_done() is the caller's. */
 static inline struct store_dir *open_dir(const char *name, enum cudapool_images_for purpose, enum cudapool_hot hot,
 				  struct cudapool_found *found)
 {
 	struct cudapool_images request = {.purpose = purpose, .hot = hot, .tier = tier, .sync = synced};
+	struct store_dir *dir;
 
 	mkdir(path_of(name, NULL), 0700);
 	*found = (struct cudapool_found){0};
-	return store_open(open(path_of(name, NULL), O_RDONLY | O_DIRECTORY | O_CLOEXEC), &request, found,
-			  purpose == CUDAPOOL_IMAGES_PREFETCH ? fresh(&waited) : NULL);
+	dir = store_open(open(path_of(name, NULL), O_RDONLY | O_DIRECTORY | O_CLOEXEC), &request, found,
+			 fresh(purpose == CUDAPOOL_IMAGES_PREFETCH ? &waited : &opened));
+	if (dir)
+		store_dir_tune(dir, streams, chunk_mb);
+	if (!dir || purpose != CUDAPOOL_IMAGES_RESTORE)
+		return dir;
+	if (!until(is_opened, 10000))
+		abort();
+	if (!opened.error)
+		return dir;
+	found->error = opened.error;
+	snprintf(found->text, sizeof(found->text), "%s", opened.text);
+	store_dir_release(dir);
+	return NULL;
 }
 
 static bool blank; /* or only zeros */

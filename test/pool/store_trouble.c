@@ -267,16 +267,22 @@ static void test_own(void)
 	store_dir_release(two);
 	evict_all();
 	forget(token);
-	ok(park_by_token(token) == NULL, "a pool that knows nothing of it");
-	a = store_find(NULL, token);
-	ok(a != NULL, "finds it there");
+	ok(store_find(NULL, token) == NULL, "a pool that knows nothing of it");
+	one = store_look("", token, fresh(&waited));
+	ok(one && wait_done() == 0, "looks for it there");
+	a = store_find(one, token);
+	ok(a != NULL, "and finds it");
 	store_claim(&gift, a, CUDAPOOL_HOT_AUTO, fresh(&waited));
 	wait_done();
 	store_give(&gift, fresh(&waited));
 	ok(wait_done() == 0 && gift.path == CUDAPOOL_PATH_LOADED && gift_is_right(&gift, 2, 4), "and gives it");
 	store_gave(&gift, true);
+	store_dir_release(one);
 	token[3] ^= 1;
-	ok(!store_find(NULL, token), "another token is not there");
+	one = store_look("", token, fresh(&waited));
+	ok(one && wait_done() == 0 && !store_find(one, token), "another token is not there");
+	store_dir_release(one);
+	ok(!store_look(path_of("nowhere", NULL), token, fresh(&waited)), "nor is there a directory that is none");
 }
 
 int main(void)
