@@ -257,6 +257,36 @@ void park_set_image(struct park *park, int fd, const char *path)
 	park->path = path[0] == '/' ? strdup(path) : NULL;
 }
 
+/* For people: of a long one, its beginning. */
+static void directory_of(const char *path, char directory[50])
+{
+	const char *name = strrchr(path, '/');
+
+	snprintf(directory, 50, "%.*s", (int)(name ? name - path : 0), path);
+}
+
+/*
+ * The park of this token is not of this image: a token is random, so one of the two was altered. Where nobody has
+ * anything of the park, the image is what there is; but memory that may be another's goes to nobody.
+ */
+static bool park_gives_way(struct park *park, const char *path, char *text)
+{
+	char there[50], here[50];
+
+	if (park->life == PARK_SAVED && !park->hot && !park->early && !park_in_use(park)) {
+		park->life = PARK_DROPPED;
+		park_settle(park);
+		return true;
+	}
+	directory_of(path, there);
+	directory_of(park->life == PARK_SAVED && park->path ? park->path : "", here);
+	snprintf(text, CUDAPOOL_TEXT_LEN,
+		 "the image in %s is not of the memory that the pool has of its token (process %d, %.15s, saved to "
+		 "%s): use that image, or 'cudapool evict' the memory", there, park->header.pid, park->header.name,
+		 here[0] ? here : "nowhere yet");
+	return false;
+}
+
 static struct park *park_from(const struct image_header *header, struct image_piece *piece)
 {
 	struct park *park = park_new();
@@ -276,16 +306,23 @@ int park_of_image(struct park **found, const struct image_header *header, struct
 		  const char *path, char *text)
 {
 	struct park *park = park_by_token(header->token);
+	int err = 0;
 
+	/* All of it: its checksum is of the tables as well, and theirs of what is in the blocks. */
+	if (park && (park->life != PARK_SAVED || memcmp(&park->header, header, sizeof(*header)))) {
+		err = park_gives_way(park, path, text) ? 0 : -EBADMSG;
+		park = NULL;
+	}
 	if (park) {
 		free(piece); /* it is known; the file may be another copy of it, and is the newest to be seen */
 	} else {
-		park = park_from(header, piece);
+		park = err ? NULL : park_from(header, piece);
 		if (!park) {
 			free(piece);
 			close(fd);
-			snprintf(text, CUDAPOOL_TEXT_LEN, "out of memory");
-			return -ENOMEM;
+			if (!err)
+				snprintf(text, CUDAPOOL_TEXT_LEN, "out of memory");
+			return err ? err : -ENOMEM;
 		}
 	}
 	if (park->early || park->gifts)

@@ -133,7 +133,7 @@ enum park_life {
 
 struct park {
 	enum park_life life;
-	struct image_header header; /* token, dump, devices, left, sizes */
+	struct image_header header; /* token, dump, devices, left, sizes; once it is saved, as it is in the image */
 	struct image_piece *piece;
 	uint64_t bytes[DEVICES];    /* of the pieces on each of header.uuid */
 	struct memory *hot;	    /* its own pieces, or a master to copy from */
@@ -164,6 +164,7 @@ struct park {
 	struct background naming;
 	int naming_error;
 	bool naming_on;
+	struct image_header written;
 	uint64_t recycled_bytes; /* of the file: it was an earlier image's */
 	uint64_t save_started_us, save_us;
 	struct waiters saved;
@@ -177,8 +178,8 @@ struct park *park_by_token(const uint8_t token[16]);
 /* Empty, in the list. NULL: out of memory. */
 struct park *park_new(void);
 /*
- * The park of which that is the image, known or new; takes `fd` and `piece`, also on failure. 0, or
- * -ENOMEM and `text`.
+ * The park of which that is the image, known or new; takes `fd` and `piece`, also on failure. 0; -ENOMEM; -EBADMSG: the
+ * memory that the pool has of this token is not what the image is of: `text` names both.
  */
 int park_of_image(struct park **park, const struct image_header *header, struct image_piece *piece, int fd,
 		  const char *path, char *text);

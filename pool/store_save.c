@@ -76,12 +76,20 @@ static void save_ended(struct park *park, int error, const char *text)
 	rooms_enforce();
 }
 
-static int rename_part(const struct park *park)
+/* Gives the image its name, and says how its header was written: by that it is known from now on. */
+static int rename_part(const struct park *park, struct image_header *header)
 {
 	char part[64], name[64];
+	int err;
 
 	image_name(park->header.token, true, part);
 	image_name(park->header.token, false, name);
+	err = image_pread(park->part, header, sizeof(*header), 0);
+	if (!err && (!MATCHES(header->token, park->header.token) || !MATCHES(header->dump, park->header.dump) ||
+		     header->pieces != park->header.pieces || header->bytes != park->header.bytes))
+		err = -EBADMSG; /* somebody else has written to it */
+	if (err)
+		return err;
 	if (park->sync && fsync(park->part))
 		return -errno;
 	if (renameat(park->dir->fd, part, park->dir->fd, name))
@@ -95,7 +103,7 @@ static void naming_work(struct background *task)
 {
 	struct park *park = container_of(task, struct park, naming);
 
-	park->naming_error = rename_part(park);
+	park->naming_error = rename_part(park, &park->written);
 }
 
 static void naming_done(struct background *task)
@@ -122,6 +130,7 @@ static void naming_done(struct background *task)
 	}
 	close(park->part);
 	park->part = -1;
+	park->header = park->written;
 	snprintf(path, sizeof(path), "%s/%s", park->dir->path, name);
 	park_set_image(park, fd, path);
 	save_ended(park, 0, "");
@@ -135,7 +144,6 @@ static void save_done(struct job *job)
 		save_ended(park, job->error, job->text);
 		return;
 	}
-	park->header.stored = job->stored;
 	park->naming_on = true;
 	park->naming = (struct background){.work = naming_work, .done = naming_done};
 	if (park->sync) {

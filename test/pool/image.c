@@ -2,7 +2,7 @@
 /*
  * Checksums, and the format of images: what is written is read, and whatever else lies there is refused. The last part
  * changes bytes at random, from a seed that it prints: image [SEED [ROUNDS]]. `image write FILE` leaves an image in a
- * file. `image time` says how long header and tables of large ones take: each restore begins with that.
+ * file, `image alter FILE` makes another one of it that is as right. `image time` says how long header and tables of large ones take: each restore begins with that.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -407,6 +407,33 @@ static int leave(const char *path)
 	return 0;
 }
 
+/* The first byte that is stored is another one, and all checksums say so. */
+static int alter(const char *path)
+{
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+	char text[CUDAPOOL_TEXT_LEN] = "";
+	uint8_t *block = malloc(IMAGE_BLOCK);
+	struct image image;
+	uint64_t i = 0;
+	uint32_t length;
+
+	if (fd < 0 || !block || image_read(&image, fd, text))
+		return 1;
+	while (i + 1 < image_blocks(image.piece[0].bytes) && !image.block[i].at)
+		i++;
+	length = image_block_length(image.piece[0].bytes, i);
+	if (!image.block[i].at || image_pread(fd, block, length, image.block[i].at))
+		return 1;
+	block[0] ^= 1;
+	image.block[i].crc = checksum_crc32c(0, block, length);
+	if (image_pwrite(fd, block, length, image.block[i].at) || image_write(&image, fd, image.header.tables_at, text))
+		return 1;
+	free(block);
+	image_free(&image);
+	close(fd);
+	return 0;
+}
+
 /* ---- how long it takes --------------------------------------------------------------------------- */
 
 #define TRIES 10
@@ -477,6 +504,8 @@ int main(int argc, char **argv)
 		return reading_time();
 	if (argc == 3 && !strcmp(argv[1], "write"))
 		return leave(argv[2]);
+	if (argc == 3 && !strcmp(argv[1], "alter"))
+		return alter(argv[2]);
 	seed = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)time(NULL) << 20 | (uint64_t)getpid();
 	note("seed %llu", (unsigned long long)seed);
 	checksums();

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // What the pool keeps of parked memory: by itself with a worker that needs no driver, and with the real one.
-import { mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { cpSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { exec } from '../../harness/adapters/exec.ts';
-import { buildSnippets, inRoot, runTap, startPool, tempDir, until } from '../support/index.ts';
+import { buildSnippets, built, inRoot, runTap, startPool, tempDir, until } from '../support/index.ts';
 import { PATH, type ParkScene, startClient, startParkScene, statusOf } from './support.ts';
 
 const programs = await buildSnippets('pool');
@@ -60,6 +60,30 @@ t.test('a dump leaves hot memory and a record', async (t) => {
   rmSync(scene.images, { recursive: true });
   await until('it is forgotten', async () => (await statusOf(scene.pool)).park_count === 0);
   t.pass('it is let go of when podman removes the checkpoint');
+});
+
+t.test('an image of another content with the token of hot memory', async (t) => {
+  const scene = await dump(t);
+  await die(scene);
+  const elsewhere = tempDir(t);
+  const [image] = readdirSync(scene.images).filter((name) => name.endsWith('.img')) as [string];
+  cpSync(join(scene.images, image), join(elsewhere, image));
+  await exec(join(programs, 'image'), ['alter', join(scene.images, image)], { timeoutMs: 10_000 });
+  const refused = await scene.criu.say(`images restore ${scene.images}`);
+  t.match(refused.line, /^found 0 error -74 .*not of the memory that the pool has of its token/, 'is refused');
+  t.match(refused.line, `${scene.app.pid}, shim, saved to ${scene.images}`.slice(0, 60), 'which says what it is of');
+  t.match((await statusOf(scene.pool)).parks, [{ tier: 'hot', state: 'saved' }], 'the memory stays hot');
+  const found = /^found 1 error 0 bytes 209715200 hot 209715200/;
+  t.match((await scene.criu.say(`images restore ${elsewhere}`)).line, found, 'for its own image, wherever that is');
+  await scene.criu.say('close');
+  const tool = startClient(t, programs, scene.pool.socket, 'client');
+  await tool.say('connect tool');
+  await exec(built.cudapoold, ['--evict', 'all', '--socket', scene.pool.socket], { timeoutMs: 10_000 });
+  t.match(
+    (await tool.say(`images prefetch ${scene.images}`)).line,
+    /^found 1 error 0 bytes 209715200 hot 0/,
+    'without hot memory it is an image like others',
+  );
 });
 
 t.test('CUDAPOOL_HOT=off', async (t) => {

@@ -162,6 +162,80 @@ static void test_directory(void)
 	evict_all();
 }
 
+static void copy_file(const char *from, const char *to)
+{
+	char command[1100];
+
+	snprintf(command, sizeof(command), "cp %s %s", from, to);
+	if (system(command))
+		abort();
+}
+
+/* Right in itself, with another content: a checksum of its tables. */
+static void alter_image(const char *path)
+{
+	char text[CUDAPOOL_TEXT_LEN];
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+	struct image image;
+
+	if (fd < 0 || image_read(&image, fd, text))
+		abort();
+	image.block[0].crc ^= 1;
+	if (image_write(&image, fd, image.header.tables_at, text))
+		abort();
+	image_free(&image);
+	close(fd);
+}
+
+/* An image that has a park's token, and is not its image. */
+static void test_other_image(void)
+{
+	struct cudapool_found found;
+	char original[300], copy[300];
+	struct store_dir *dir;
+	struct park *parked;
+	uint8_t token[16];
+
+	dump("this", 2, 4, CUDAPOOL_HOT_AUTO, token);
+	mkdir(path_of("other", NULL), 0700);
+	snprintf(original, sizeof(original), "%s", path_of("this", image_of(token)));
+	snprintf(copy, sizeof(copy), "%s", path_of("other", image_of(token)));
+	copy_file(original, copy);
+	alter_image(original);
+	ok(!open_dir("this", CUDAPOOL_IMAGES_RESTORE, CUDAPOOL_HOT_AUTO, &found) && found.error == -EBADMSG &&
+		   strstr(found.text, "not of the memory") && strstr(found.text, "cudapool evict"),
+	   "%s", found.text);
+	ok(uses(8), "the memory stays as it is");
+	dir = open_dir("other", CUDAPOOL_IMAGES_RESTORE, CUDAPOOL_HOT_AUTO, &found);
+	ok(dir && found.hot_bytes == 8 * MIB, "and is for a copy of its own image, from wherever that is");
+	store_dir_release(dir);
+	ok(!open_dir("this", CUDAPOOL_IMAGES_RESTORE, CUDAPOOL_HOT_AUTO, &found), "the other one is refused again");
+	ok(restore("other", token, CUDAPOOL_HOT_AUTO, 2, 4, true) == CUDAPOOL_PATH_HOT_MOVE, "the right one has it");
+	ok(restore("this", token, CUDAPOOL_HOT_OFF, 2, 4, true) == CUDAPOOL_PATH_LOADED,
+	   "without hot memory, each image is what it says");
+	ok(restore("other", token, CUDAPOOL_HOT_OFF, 2, 4, true) == CUDAPOOL_PATH_LOADED, "one after the other");
+	dir = open_dir("other", CUDAPOOL_IMAGES_RESTORE, CUDAPOOL_HOT_OFF, &found);
+	ok(!open_dir("this", CUDAPOOL_IMAGES_RESTORE, CUDAPOOL_HOT_OFF, &found) && strstr(found.text, "/other"),
+	   "but not while a restore has the other: %s", found.text);
+	store_dir_release(dir);
+	evict_all();
+
+	dir = open_dir("this", CUDAPOOL_IMAGES_DUMP, CUDAPOOL_HOT_AUTO, &found);
+	parked = park(dir, 2, 4);
+	unlink(copy);
+	snprintf(copy, sizeof(copy), "%s", path_of("other", image_of(store_token(parked))));
+	store_wait_saved(parked, fresh(&waited));
+	wait_done();
+	copy_file(path_of("this", image_of(store_token(parked))), copy);
+	parked->life = PARK_TAKEN;
+	ok(!open_dir("other", CUDAPOOL_IMAGES_RESTORE, CUDAPOOL_HOT_AUTO, &found) && strstr(found.text, "nowhere yet"),
+	   "nor the image of a dump that has not ended: %s", found.text);
+	parked->life = PARK_SAVED;
+	store_orphaned(parked);
+	store_dir_release(dir);
+	evict_all();
+}
+
 static void test_image_removed(void)
 {
 	uint8_t token[16];
@@ -292,6 +366,7 @@ int main(void)
 	test_worker();
 	test_returned();
 	test_directory();
+	test_other_image();
 	test_image_removed();
 	test_records();
 	test_sync();
