@@ -94,7 +94,7 @@ static int check_pieces(struct image *image, char *text)
 	return 0;
 }
 
-/* Takes `count` places from `at` on, a bit each. False: one of them is taken. By words: images have millions of places. */
+/* Takes `count` places from `at` on, a bit each, by words: there are millions. False: one of them is taken already. */
 static bool take_places(uint64_t *taken, uint64_t at, uint64_t count)
 {
 	uint64_t bits, mask;

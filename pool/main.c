@@ -25,7 +25,7 @@
 #define ASK_LIMIT_MS  5000
 #define END_LIMIT_MS  12000
 #define SHIM_LIMIT_MS 500
-#define PREFETCH_LIMIT_MS 3600000 /* the pool's own limits, on progress, are what counts */
+#define MOVE_LIMIT_MS 3600000 /* the pool's own limits, on progress, are what counts */
 
 enum exit_status { EXIT_WELL = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_UNFIT = 3 };
 
@@ -96,7 +96,8 @@ static const char help[] =
 	"       cudapoold --version | --help\n"
 	"\n"
 	"  --tier TIER       for --evict: where memory may stay, in the page cache (staged, the default) or only on\n"
-	"                    disk (cold); for --prefetch: how far it comes, to the GPU (hot, the default) or staged\n"
+	"                    disk (cold, which ends when that is so); for --prefetch: how far it comes, to the GPU\n"
+	"                    (hot, the default) or staged\n"
 	"  --socket PATH     where it is reached (CUDAPOOL_SOCKET)\n"
 	"  --idle SECONDS    end after so long without a client; 0 never (CUDAPOOL_IDLE_S)\n"
 	"  --contexts N      devices to keep a warm context on; 0 keeps only the driver warm (CUDAPOOL_CONTEXTS)\n"
@@ -234,7 +235,7 @@ static int evict(const char *socket, const char *what, const char *tier_name)
 		return usage("--tier of --evict is staged or cold, not '%s'", tier_name);
 	if (connect_to(&client, socket))
 		return EXIT_FAILED;
-	err = cudapool_client_evict(&client, all ? NULL : token, tier, ASK_LIMIT_MS, &found);
+	err = cudapool_client_evict(&client, all ? NULL : token, tier, MOVE_LIMIT_MS, &found);
 	if (err)
 		fprintf(stderr, "cudapoold: %s\n", client.text);
 	cudapool_client_close(&client);
@@ -261,7 +262,7 @@ static int prefetch(const char *socket, const char *path, const char *tier_name)
 		close(dir);
 		return EXIT_FAILED;
 	}
-	err = cudapool_client_images(&client, &images, dir, PREFETCH_LIMIT_MS, &found);
+	err = cudapool_client_images(&client, &images, dir, MOVE_LIMIT_MS, &found);
 	if (err)
 		fprintf(stderr, "cudapoold: %s\n", client.text);
 	cudapool_client_close(&client);

@@ -42,9 +42,9 @@ struct peer {
 	bool shares_pids; /* it means the same processes as we do by their numbers */
 	struct session_client client; /* for whom it acts; owner NULL: it owns nothing */
 	unsigned streams, chunk_mb;   /* as its HELLO said */
-	struct finding {	      /* IMAGES that is answered later; store.h's */
+	struct finding {	      /* IMAGES or EVICT that is answered later; store.h's */
 		struct store_waiter waiter;
-		struct store_dir *dir;
+		struct store_dir *dir; /* of IMAGES */
 		struct cudapool_images images;
 		struct cudapool_found found;
 		bool under_way;

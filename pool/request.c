@@ -348,13 +348,13 @@ static void found_them(struct store_waiter *waiter, int error, const char *text)
 	send_found(peer, finding->found.h.request, &finding->found);
 }
 
-/* False, and refused: a connection has one IMAGES at a time. */
+/* False, and refused: a connection has one IMAGES or EVICT at a time. */
 static bool begin_finding(struct peer *peer, uint32_t request)
 {
 	struct finding *finding = &peer->finding;
 
 	if (finding->under_way) {
-		peer_refuse(peer, request, -EBUSY, "an earlier IMAGES is under way");
+		peer_refuse(peer, request, -EBUSY, "an earlier IMAGES or EVICT is under way");
 		return false;
 	}
 	*finding = (struct finding){.waiter.done = found_them, .under_way = true};
@@ -427,14 +427,12 @@ static void on_images(struct peer *peer, const struct cudapool_images *message, 
 
 static void on_evict(struct peer *peer, const struct cudapool_evict *message)
 {
-	struct cudapool_found found = {.error = 0};
-
 	if ((message->tier != CUDAPOOL_TIER_STAGED && message->tier != CUDAPOOL_TIER_COLD) || message->reserved) {
 		peer_expel(peer, message->h.request, -EINVAL, "EVICT says what no client of this version says");
 		return;
 	}
-	store_evict(message, &found);
-	send_found(peer, message->h.request, &found);
+	if (begin_finding(peer, message->h.request))
+		store_evict(message, &peer->finding.found, &peer->finding.waiter);
 }
 
 /* ---- the pool itself ---------------------------------------------------------------------------- */

@@ -118,8 +118,8 @@ struct park *store_adopt(const uint8_t token[CUDAPOOL_TOKEN_LEN], const struct p
 /* The park with this token: of an image that was found in `dir`; where that is NULL, one that is known. NULL: none. */
 struct park *store_find(struct store_dir *dir, const uint8_t token[CUDAPOOL_TOKEN_LEN]);
 /*
- * Reads the image of this token in the directory at `path` ("": the pool's own), beside the loop, for store_find(). done()
- * is called later: 0, whether there is one or not; or it is not to be trusted. NULL: there is no such directory.
+ * Reads the image of this token in the directory at `path` ("": the pool's own), beside the loop, for store_find().
+ * done() is called later: 0, whether there is one or not; or it is not to be trusted. NULL: there is no such directory.
  */
 struct store_dir *store_look(const char *path, const uint8_t token[CUDAPOOL_TOKEN_LEN], struct store_waiter *waiter);
 /* Why there was none, in CUDAPOOL_TEXT_LEN bytes: what the directory has instead. The error is -ENOENT. */
@@ -198,8 +198,12 @@ struct store_note {
 void store_note(struct store_dir *dir, const struct park *park, const struct store_gift *gift,
 		const struct store_note *note);
 
-/* Tiers, for clients. */
-void store_evict(const struct cudapool_evict *request, struct cudapool_found *found);
+/*
+ * Tiers, for clients. *found is filled in at once, but for its header and for what done() says itself. done(): for COLD,
+ * all of the images is out of the page cache; -EBUSY: it is in use; -EOPNOTSUPP: it is on a file system in memory;
+ * -ENOENT: no such park. The hot memory is let go of either way. done() may come before this returns.
+ */
+void store_evict(const struct cudapool_evict *request, struct cudapool_found *found, struct store_waiter *waiter);
 
 /*
  * Members of the report:

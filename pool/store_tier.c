@@ -5,16 +5,22 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "store_internal.h"
 
 #define SAMPLES	    64
 #define STAGED_FROM 56 /* samples in the page cache */
 #define STAGE_STEP  (256ull << 20) /* read in one background task, so that others have their turn */
 #define STAGE_READ  (1u << 20)
+#define DROP_MS	      1000 /* that pages which somebody reads may take to be dropped, */
+#define DROP_AGAIN_MS 20   /* tried again so often */
 
 /* ---- where it is ------------------------------------------------------------------------------ */
 
@@ -110,73 +116,187 @@ void tier_stage(struct park *park, struct store_waiter *waiter)
 
 /* ---- out of it ------------------------------------------------------------------------------------- */
 
-struct dropping {
-	struct background task;
-	int fd;
+/* One EVICT, until all files that it is about are out of the page cache. */
+struct eviction {
+	unsigned under_way;
+	int error; /* the first one */
+	char text[CUDAPOOL_TEXT_LEN];
+	struct waiters asker;
 };
 
+struct dropping {
+	struct background task;
+	struct eviction *eviction;
+	int fd, error;
+	uint64_t left; /* bytes that stay in the page cache */
+	char path[160]; /* for people */
+};
+
+static bool is_in_memory(int fd)
+{
+	struct statfs fs;
+
+	return !fstatfs(fd, &fs) && (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC);
+}
+
+/* Bytes of the file that are in the page cache. */
+static uint64_t bytes_cached(int fd)
+{
+	static const uint64_t step = 1ull << 30;
+	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), at, pages, i, count = 0;
+	unsigned char *resident = malloc(step / page);
+	struct stat st;
+	void *map;
+
+	for (at = 0; resident && !fstat(fd, &st) && at < (uint64_t)st.st_size; at += step) {
+		pages = ((uint64_t)st.st_size - at < step ? (uint64_t)st.st_size - at + page - 1 : step) / page;
+		map = mmap(NULL, pages * page, PROT_READ, MAP_SHARED, fd, (off_t)at);
+		if (map == MAP_FAILED)
+			break;
+		for (i = 0; !mincore(map, pages * page, resident) && i < pages; i++)
+			count += resident[i] & 1;
+		munmap(map, pages * page);
+	}
+	free(resident);
+	return count * page;
+}
+
+/* What is not written yet cannot be dropped; and neither can, for a moment, what somebody is just reading. */
 static void drop_work(struct background *task)
 {
 	struct dropping *dropping = container_of(task, struct dropping, task);
+	int64_t end = cudapool_now_ms() + DROP_MS;
 
-	if (!fdatasync(dropping->fd)) /* what is not written yet cannot be dropped */
+	if (is_in_memory(dropping->fd)) {
+		dropping->error = -EOPNOTSUPP;
+		return;
+	}
+	if (fdatasync(dropping->fd)) {
+		dropping->error = -errno;
+		return;
+	}
+	for (;;) {
 		posix_fadvise(dropping->fd, 0, 0, POSIX_FADV_DONTNEED);
-	close(dropping->fd);
+		dropping->left = bytes_cached(dropping->fd);
+		if (!dropping->left || cudapool_now_ms() > end)
+			break;
+		nanosleep(&(struct timespec){.tv_nsec = DROP_AGAIN_MS * 1000000}, NULL);
+	}
+	dropping->error = dropping->left ? -EBUSY : 0;
+}
+
+static void note_failure(struct eviction *eviction, const struct dropping *dropping)
+{
+	const char *path = dropping->path;
+
+	if (eviction->error || !dropping->error)
+		return;
+	eviction->error = dropping->error;
+	if (dropping->error == -EOPNOTSUPP)
+		snprintf(eviction->text, sizeof(eviction->text),
+			 "%s is on a file system in memory: it has no other place", path);
+	else if (dropping->error == -EBUSY)
+		snprintf(eviction->text, sizeof(eviction->text),
+			 "%llu KiB of %s stay in the page cache: somebody uses the file, see fuser",
+			 (unsigned long long)dropping->left >> 10, path);
+	else
+		snprintf(eviction->text, sizeof(eviction->text), "%s cannot be written to its disk: %s", path,
+			 strerror(-dropping->error));
+}
+
+static void end_eviction(struct eviction *eviction)
+{
+	if (--eviction->under_way)
+		return;
+	waiters_done(&eviction->asker, eviction->error, eviction->text);
+	free(eviction);
 }
 
 static void drop_done(struct background *task)
 {
-	free(container_of(task, struct dropping, task));
+	struct dropping *dropping = container_of(task, struct dropping, task);
+
+	close(dropping->fd);
+	note_failure(dropping->eviction, dropping);
+	end_eviction(dropping->eviction);
+	free(dropping);
 }
 
-static void drop_cache(struct park *park)
+static void drop_cache(struct park *park, struct eviction *eviction)
 {
 	struct dropping *dropping = calloc(1, sizeof(*dropping));
 	int fd = park_open_image(park);
 
-	if (dropping && fd >= 0)
-		dropping->fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-	if (!dropping || fd < 0 || dropping->fd < 0) {
+	if (dropping)
+		dropping->fd = fd < 0 ? fd : fcntl(fd, F_DUPFD_CLOEXEC, 3);
+	if (!dropping || dropping->fd < 0) {
+		eviction->error = dropping && fd < 0 ? fd : -ENOMEM;
+		snprintf(eviction->text, sizeof(eviction->text), "an image of process %d (%s) cannot be opened: %s",
+			 park->header.pid, park->header.name, strerror(-eviction->error));
 		free(dropping);
 		return;
 	}
+	dropping->eviction = eviction;
+	snprintf(dropping->path, sizeof(dropping->path), "%s", park->path ? park->path : "an image");
 	dropping->task = (struct background){.work = drop_work, .done = drop_done};
+	eviction->under_way++;
 	background_start(&dropping->task);
 }
 
-void store_evict(const struct cudapool_evict *request, struct cudapool_found *found)
+/* Memory that is being given or loaded; and for COLD, an image that is about to be read. */
+static bool is_busy(const struct park *park, enum cudapool_tier tier)
+{
+	return (park->hot && !park_evictable(park)) ||
+		(tier == CUDAPOOL_TIER_COLD && (park->early || park->gifts || park->opened));
+}
+
+static void evict_one(struct park *park, enum cudapool_tier tier, struct cudapool_found *found,
+		      struct eviction *eviction)
+{
+	if (park->hot || tier == CUDAPOOL_TIER_COLD) {
+		found->count++;
+		found->bytes += park->header.bytes;
+	}
+	if (park->hot) {
+		found->hot_bytes += park->header.bytes;
+		park_evict(park);
+	}
+	if (tier == CUDAPOOL_TIER_COLD)
+		drop_cache(park, eviction);
+	park_settle(park);
+}
+
+void store_evict(const struct cudapool_evict *request, struct cudapool_found *found, struct store_waiter *waiter)
 {
 	static const uint8_t all[CUDAPOOL_TOKEN_LEN];
 	bool any = MATCHES(request->token, all), known = any;
+	struct eviction *eviction = calloc(1, sizeof(*eviction));
 	struct park *park;
 
 	*found = (struct cudapool_found){.h = found->h};
+	if (!eviction) {
+		waiter->done(waiter, -ENOMEM, "out of memory");
+		return;
+	}
+	waiters_add(&eviction->asker, waiter);
+	eviction->under_way = 1; /* this */
 	LIST_FOREACH(park, &parks, link) {
 		if (park->life != PARK_SAVED || (!any && !MATCHES(park->header.token, request->token)))
 			continue;
 		known = true;
-		if (park->hot && !park_evictable(park)) {
-			if (any)
-				continue;
-			found->error = -EBUSY;
-			snprintf(found->text, sizeof(found->text), "it is being restored or copied from");
-			return;
+		if (!is_busy(park, request->tier)) {
+			evict_one(park, request->tier, found, eviction);
+		} else if (!any) {
+			eviction->error = -EBUSY;
+			snprintf(eviction->text, sizeof(eviction->text), "it is being restored or copied from");
 		}
-		if (park->hot || request->tier == CUDAPOOL_TIER_COLD)
-			found->count++;
-		if (park->hot) {
-			found->bytes += park->header.bytes;
-			found->hot_bytes += park->header.bytes;
-			park_evict(park);
-		}
-		if (request->tier == CUDAPOOL_TIER_COLD)
-			drop_cache(park);
-		park_settle(park);
 	}
 	if (!known) {
-		found->error = -ENOENT;
-		snprintf(found->text, sizeof(found->text), "the pool knows no parked memory of this token");
+		eviction->error = -ENOENT;
+		snprintf(eviction->text, sizeof(eviction->text),
+			 "the pool knows no parked memory of this token (it does once it has been asked to prefetch it)");
 	}
+	end_eviction(eviction);
 }
 
 /* ---- the report ------------------------------------------------------------------------------------ */

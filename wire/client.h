@@ -60,7 +60,10 @@ int cudapool_client_release(struct cudapool_client *c, enum cudapool_release_how
 int cudapool_client_images(struct cudapool_client *c, struct cudapool_images *images, int directory, int limit_ms,
 			   struct cudapool_found *found);
 
-/* EVICT: of the park with this token (CUDAPOOL_TOKEN_LEN bytes), NULL: of all; as cudapool_client_images(). */
+/*
+ * EVICT: of the park with this token (CUDAPOOL_TOKEN_LEN bytes), NULL: of all; as cudapool_client_images(). For COLD its
+ * limit_ms has to allow for writing to the disk.
+ */
 int cudapool_client_evict(struct cudapool_client *c, const uint8_t *token, enum cudapool_tier tier, int limit_ms,
 			  struct cudapool_found *found);
 

@@ -233,15 +233,16 @@ static_assert(sizeof(struct cudapool_images) == 32, "wire format");
 struct cudapool_evict {
 	struct cudapool_header h;
 	uint8_t token[CUDAPOOL_TOKEN_LEN]; /* of one park; all zero: of all */
-	uint32_t tier; /* where it may stay: STAGED lets go of GPU memory, COLD of the page cache as well */
+	uint32_t tier; /* where it may stay: STAGED lets go of GPU memory, COLD of the page cache as well: then FOUND comes
+			* when nothing of the images is in it any more, with an error where something has to stay */
 	uint32_t reserved; /* 0 */
 };
 static_assert(sizeof(struct cudapool_evict) == 40, "wire format");
 
 struct cudapool_found {
 	struct cudapool_header h;
-	int32_t error;	/* 0; negative errno: nothing may be restored from this directory, `text` says why */
-	uint32_t count; /* images found or begun, or hot parks evicted */
+	int32_t error;	/* 0; negative errno: nothing may be restored from this directory, or not all was evicted; see `text` */
+	uint32_t count; /* images found or begun, or parks evicted */
 	uint64_t bytes; /* of GPU memory that they stand for */
 	uint64_t hot_bytes; /* of that on the GPU already, or evicted */
 	uint8_t dump[CUDAPOOL_TOKEN_LEN]; /* the dump that they are of, or begin; all zero: none */

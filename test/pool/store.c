@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT
 /* The store: restores in each tier, claims, budgets, and applications that want memory. */
+#include <linux/magic.h>
+#include <sys/mman.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 
 #include "store_support.h"
@@ -197,20 +200,116 @@ static void test_tiers(void)
 	ok(wait_done() == 0 && uses(0) && tier_of_park(park_by_token(token)) == CUDAPOOL_TIER_STAGED,
 	   "prefetched into the page cache");
 	store_dir_release(dir);
+	settle(20);
 	memcpy(one.token, token, sizeof(token));
-	found = (struct cudapool_found){0};
-	store_evict(&one, &found);
-	ok(found.error == 0 && found.count == 1 && found.hot_bytes == 0, "evicting the file from the page cache");
+	store_evict(&one, &found, fresh(&waited));
+	wait_done();
+	ok(found.count == 1 && found.bytes == 8 * MIB && found.hot_bytes == 0, "evicting the file from the page cache");
 	one.token[0] ^= 1;
-	found = (struct cudapool_found){0};
-	store_evict(&one, &found);
-	ok(found.error == -ENOENT, "%s", found.text);
+	store_evict(&one, &found, fresh(&waited));
+	ok(wait_done() == -ENOENT, "%s", waited.text);
 	json = (struct cudapool_json){.out = text, .size = sizeof(text)};
 	cudapool_json_open(&json, NULL, '{');
 	store_report(&json, 32);
 	cudapool_json_close(&json, '}');
 	ok(cudapool_json_end(&json) > 0 && !strstr(text, "\"tier\":\"hot\"") && strstr(text, "/tiers/cudapool-"),
 	   "the report still knows where it is");
+}
+
+/* Pages of a file in the page cache. */
+static unsigned cached(const char *path)
+{
+	static unsigned char resident[1 << 16];
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	unsigned pages, i, count = 0;
+	struct stat st;
+	void *map;
+
+	if (fd < 0 || fstat(fd, &st))
+		abort();
+	pages = (unsigned)((st.st_size + 4095) / 4096);
+	map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
+	if (map == MAP_FAILED || pages > sizeof(resident) || mincore(map, (size_t)st.st_size, resident))
+		abort();
+	for (i = 0; i < pages; i++)
+		count += resident[i] & 1;
+	munmap(map, (size_t)st.st_size);
+	close(fd);
+	return count;
+}
+
+/* A directory of the room that is in fact elsewhere. */
+static void make_elsewhere(const char *name, char *there)
+{
+	if (!mkdtemp(there) || symlink(there, path_of(name, NULL)))
+		abort();
+}
+
+/* EVICT of it, and how long that took. */
+static int make_cold(const uint8_t token[16], struct cudapool_found *found, uint64_t *ms)
+{
+	struct cudapool_evict one = {.tier = CUDAPOOL_TIER_COLD};
+	uint64_t begun = loop_now_ms();
+	int err;
+
+	memcpy(one.token, token, sizeof(one.token));
+	store_evict(&one, found, fresh(&waited));
+	err = wait_done();
+	*ms = loop_now_ms() - begun;
+	return err;
+}
+
+static void test_cold_disk(const uint8_t token[16])
+{
+	char path[512];
+	struct cudapool_found found = {0};
+	struct store_dir *dir;
+	uint64_t ms;
+	void *map;
+	int fd;
+
+	snprintf(path, sizeof(path), "%s", path_of("disk", image_of(token)));
+	ok(cached(path) > 0, "what was just written is in the page cache");
+	ok(make_cold(token, &found, &ms) == 0 && !cached(path) && found.count == 1 && found.hot_bytes == 16 * MIB,
+	   "when EVICT is answered, nothing of it is, and the GPU's memory is free");
+	ok(tier_of_park(park_by_token(token)) == CUDAPOOL_TIER_COLD && !cached(path), "nor has looking brought it back");
+	dir = open_dir("disk", CUDAPOOL_IMAGES_RESTORE, CUDAPOOL_HOT_AUTO, &found);
+	ok(make_cold(token, &found, &ms) == -EBUSY && strstr(waited.text, "being restored"), "%s", waited.text);
+	store_dir_release(dir);
+	evict_all();
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	map = mmap(NULL, 4096, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
+	ok(make_cold(token, &found, &ms) == -EBUSY && strstr(waited.text, "4 KiB") && strstr(waited.text, "somebody"),
+	   "%s", waited.text);
+	ok(ms < 5000, "which is known within a limit: %llu ms", (unsigned long long)ms);
+	munmap(map, 4096);
+	close(fd);
+	ok(make_cold(token, &found, &ms) == 0 && !cached(path), "and then nobody does");
+}
+
+static void test_cold(void)
+{
+	char shm[] = "/dev/shm/cudapool-store-XXXXXX", disk[] = "/var/tmp/cudapool-store-XXXXXX", command[128];
+	struct cudapool_found found = {0};
+	struct statfs fs;
+	uint8_t token[16];
+	uint64_t ms;
+
+	make_elsewhere("disk", disk);
+	make_elsewhere("shm", shm);
+	if (!statfs(disk, &fs) && fs.f_type != TMPFS_MAGIC && dump("disk", 2, 8, CUDAPOOL_HOT_AUTO, token))
+		test_cold_disk(token);
+	else
+		ok(true, "an image out of the page cache # SKIP /var/tmp is on a file system in memory");
+	if (!statfs(shm, &fs) && fs.f_type == TMPFS_MAGIC && dump("shm", 2, 8, CUDAPOOL_HOT_AUTO, token))
+		ok(make_cold(token, &found, &ms) == -EOPNOTSUPP && found.hot_bytes == 16 * MIB && uses(0), "%s",
+		   waited.text);
+	else
+		ok(true, "an image that is in memory anyway # SKIP /dev/shm is no file system in memory");
+	snprintf(command, sizeof(command), "rm -rf %s %s", disk, shm);
+	if (system(command))
+		abort();
+	settle(20);
 }
 
 #define COUNT 3
@@ -376,6 +475,7 @@ int main(void)
 	test_unused_claim();
 	test_room();
 	test_tiers();
+	test_cold();
 	test_at_once();
 	test_own();
 	test_make_room();

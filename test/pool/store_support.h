@@ -273,7 +273,7 @@ static inline void evict_all(void)
 	struct cudapool_evict all = {.tier = CUDAPOOL_TIER_STAGED};
 	struct cudapool_found found = {0};
 
-	store_evict(&all, &found);
+	store_evict(&all, &found, fresh(&waited));
 	until(nothing_used, 2000);
 }
 
