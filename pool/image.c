@@ -194,7 +194,8 @@ static int check_header(const struct image_header *header, uint64_t file_size, c
 		return -EBADMSG;
 	}
 	if (header->block != IMAGE_BLOCK || header->devices > IMAGE_DEVICES || header->pieces > IMAGE_PIECES_MOST ||
-	    header->bytes > IMAGE_BYTES_MOST || header->blocks > image_blocks(header->bytes) + header->pieces) {
+	    header->bytes > IMAGE_BYTES_MOST || header->stored > header->bytes ||
+	    header->blocks > image_blocks(header->bytes) + header->pieces) {
 		SAY(text, "its header says impossible sizes");
 		return -EBADMSG;
 	}

@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -300,6 +301,150 @@ static void too_many_requests(void)
 	close(fd);
 }
 
+/* ---- at random --------------------------------------------------------------------------------- */
+
+#define CONNECTIONS 300
+
+static uint64_t seed;
+
+static uint64_t random_number(void)
+{
+	seed ^= seed << 13;
+	seed ^= seed >> 7;
+	seed ^= seed << 17;
+	return seed;
+}
+
+union any_message {
+	struct cudapool_header h;
+	struct cudapool_hello hello;
+	struct cudapool_action action;
+	struct cudapool_release release;
+	struct cudapool_images images;
+	struct cudapool_evict evict;
+	char bytes[512];
+};
+
+/* A message as clients send it, with a few of its fields as they should be; its length. */
+static size_t random_message(union any_message *message)
+{
+	static const size_t sizes[] = {
+		[CUDAPOOL_MSG_HELLO] = sizeof(struct cudapool_hello),
+		[CUDAPOOL_MSG_ACTION] = sizeof(struct cudapool_action),
+		[CUDAPOOL_MSG_RELEASE] = sizeof(struct cudapool_release),
+		[CUDAPOOL_MSG_STATUS] = sizeof(struct cudapool_header),
+		[CUDAPOOL_MSG_IMAGES] = sizeof(struct cudapool_images),
+		[CUDAPOOL_MSG_EVICT] = sizeof(struct cudapool_evict),
+	};
+	unsigned type;
+
+	do {
+		type = (unsigned)(random_number() % (sizeof(sizes) / sizeof(sizes[0])));
+	} while (!sizes[type]);
+	memset(message, 0, sizeof(*message));
+	message->h = header((enum cudapool_msg_type)type, sizes[type], (uint32_t)random_number());
+	if (type == CUDAPOOL_MSG_ACTION)
+		message->action.op = (uint32_t)(random_number() % (CUDAPOOL_OP_LAST + 2));
+	if (type == CUDAPOOL_MSG_IMAGES)
+		message->images.purpose = (uint32_t)(random_number() % 4);
+	if (type == CUDAPOOL_MSG_EVICT)
+		message->evict.tier = (uint32_t)(random_number() % 4);
+	return sizes[type];
+}
+
+/*
+ * With some bytes changed, or cut or longer. Of what it then says, three things must not happen to others, or to the
+ * tests that follow: a process that is none of ours, a pool that ends, and one that keeps what it holds.
+ */
+static size_t harm(union any_message *message, size_t size)
+{
+	const int pids[] = {app_pid, app_pid, 0, -1, INT32_MAX, 4194305};
+	unsigned flips = random_number() % 2 ? 0 : 1 + (unsigned)(random_number() % 3);
+
+	while (flips--)
+		message->bytes[random_number() % size] ^= (char)(1 + random_number() % 255);
+	if (message->h.type == CUDAPOOL_MSG_ACTION)
+		message->action.pid = pids[random_number() % (sizeof(pids) / sizeof(pids[0]))];
+	if (message->h.type == CUDAPOOL_MSG_STOP)
+		message->h.type = CUDAPOOL_MSG_STATUS;
+	if (message->h.type == CUDAPOOL_MSG_RELEASE && message->release.how == CUDAPOOL_RELEASE_KEEP)
+		message->release.how = CUDAPOOL_RELEASE_UNDO;
+	return random_number() % 8 ? size : random_number() % sizeof(*message);
+}
+
+static bool say_with(int fd, void *bytes, size_t size, int along)
+{
+	struct iovec iov = {bytes, size};
+	char control[CMSG_SPACE(sizeof(int))] = {0};
+	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
+	struct cmsghdr *c;
+
+	if (along >= 0) {
+		message.msg_control = control;
+		message.msg_controllen = sizeof(control);
+		c = CMSG_FIRSTHDR(&message);
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(c), &along, sizeof(int));
+	}
+	return sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0;
+}
+
+/* One connection: most begin with a good HELLO. A directory, a file, a pipe, or nothing comes along. */
+static unsigned one_connection(const int along[4])
+{
+	union any_message message;
+	unsigned count = 1 + (unsigned)(random_number() % 20), sent = 0;
+	int fd = random_number() % 8 ? dial_and_greet() : dial();
+	char answer[CUDAPOOL_WIRE_MAX];
+	size_t size;
+
+	while (fd >= 0 && count--) {
+		size = random_message(&message);
+		size = harm(&message, size);
+		if (!say_with(fd, &message, size, message.h.type == CUDAPOOL_MSG_IMAGES || !(random_number() % 16)
+							  ? along[random_number() % 4]
+							  : -1))
+			break;
+		sent++;
+		if (random_number() % 2)
+			recv(fd, answer, sizeof(answer), MSG_DONTWAIT);
+	}
+	close(fd);
+	return sent;
+}
+
+/* In a process of its own: what it has taken is given back when it ends. */
+static void at_random(void)
+{
+	char directory[] = "/tmp/cudapool-hostile-XXXXXX";
+	int along[4] = {-1, -1, -1, -1}, ends[2], status = -1, i;
+	unsigned sent = 0;
+	pid_t child;
+
+	note("seed %llu", (unsigned long long)seed);
+	if (!mkdtemp(directory) || pipe(ends))
+		return;
+	along[0] = along[1] = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	along[2] = open("/dev/null", O_RDWR | O_CLOEXEC);
+	along[3] = ends[0];
+	child = fork();
+	if (child == 0) {
+		for (i = 0; i < CONNECTIONS; i++)
+			sent += one_connection(along);
+		_exit(sent > 2 * CONNECTIONS ? 0 : 1);
+	}
+	waitpid(child, &status, 0);
+	ok(WIFEXITED(status) && WEXITSTATUS(status) == 0, "%d connections say what comes to mind", CONNECTIONS);
+	honest("those");
+	close(along[0]);
+	close(along[2]);
+	close(ends[0]);
+	close(ends[1]);
+	rmdir(directory);
+}
+
 static void thousands(void)
 {
 	enum { MANY = 3000, OPEN = 300 };
@@ -344,19 +489,21 @@ static void slow(void)
 	close(fd);
 }
 
-/* hostile SOCKET PID: PID is a process with CUDA. */
+/* hostile SOCKET PID [SEED]: PID is a process with CUDA. */
 int main(int argc, char **argv)
 {
-	if (argc != 3)
+	if (argc != 3 && argc != 4)
 		return 2;
 	path = argv[1];
 	app_pid = atoi(argv[2]);
+	seed = argc == 4 ? strtoull(argv[3], NULL, 0) : (uint64_t)time(NULL) << 20 | (uint64_t)getpid();
 	honest("nobody");
 	wrong_messages();
 	descriptors();
 	half_open();
 	too_many_requests();
 	never_reading();
+	at_random();
 	thousands();
 	slow();
 	honest("all that was");

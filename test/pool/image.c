@@ -15,6 +15,7 @@
 
 #include "checksum.h"
 #include "image.h"
+#include "inspect.h"
 #include "tap.h"
 
 #define MIB (1ull << 20)
@@ -233,7 +234,8 @@ static void lies(void)
 	LIE("too many bytes", -EBADMSG, "impossible", header->bytes = 1ull << 50);
 	LIE("fewer bytes", -EBADMSG, "pieces are not", header->bytes -= 4096);
 	LIE("fewer stored bytes", -EBADMSG, "not what the header says", header->stored -= 4096);
-	LIE("stored bytes beyond all measure", -EBADMSG, "room", header->stored = 1ull << 63);
+	LIE("stored bytes that are not in the file", -EBADMSG, "room", header->stored = header->bytes);
+	LIE("stored bytes beyond all measure", -EBADMSG, "impossible", header->stored = 1ull << 63);
 	LIE("tables behind the end", -EBADMSG, "tables", header->tables_at = header->file_size);
 	LIE("tables before the blocks", -EBADMSG, "tables", header->tables_at = 0);
 	LIE("tables that overflow", -EBADMSG, "tables", header->tables_at = -4096ull);
@@ -390,6 +392,113 @@ static void at_random(unsigned rounds)
 	close(fd);
 }
 
+/* Does a byte of the file mean anything? All do, but those that fill up a piece's last block. */
+static void mark_meaning(const struct image *image, uint8_t *means)
+{
+	uint64_t number, at;
+	uint32_t i, length;
+
+	memset(means, 1, image->header.file_size);
+	for (i = 0; i < image->header.pieces; i++) {
+		for (number = 0; number < image_blocks(image->piece[i].bytes); number++) {
+			at = image->block[image->first[i] + number].at;
+			length = image_block_length(image->piece[i].bytes, number);
+			if (at)
+				memset(means + at + length, 0, image_aligned(length) - length);
+		}
+	}
+}
+
+/* What --inspect or --verify says of a file; its JSON is not of interest. */
+static int inspect(const char *path, bool verify)
+{
+	int null = open("/dev/null", O_WRONLY | O_CLOEXEC), out, err;
+
+	fflush(stdout);
+	out = dup(STDOUT_FILENO);
+	dup2(null, STDOUT_FILENO);
+	err = inspect_image(path, verify);
+	fflush(stdout);
+	dup2(out, STDOUT_FILENO);
+	close(out);
+	close(null);
+	return err;
+}
+
+enum harm { FLIP, ZERO, SWAP, CUT, GROW, HARMS };
+
+static uint64_t do_harm(uint8_t *bytes, uint64_t size)
+{
+	/* Header and tables are small, and most of what can be wrong is there. */
+	uint64_t where = random_number() % 3, tables = 512, at, to, i, length = 1 + random_number() % 5000;
+
+	at = where == 0 ? random_number() % IMAGE_HEADER_SIZE : random_number() % size;
+	at = where == 1 ? size - 1 - random_number() % tables : at;
+	to = random_number() % size;
+	length = length < size - at ? length : size - at;
+	length = length < size - to ? length : size - to;
+	switch ((enum harm)(random_number() % HARMS)) {
+	case FLIP:
+		bytes[at] ^= (uint8_t)(1 + random_number() % 255);
+		return size;
+	case ZERO:
+		memset(bytes + at, 0, length);
+		return size;
+	case SWAP:
+		for (i = 0; i < length; i++) {
+			uint8_t byte = bytes[at + i];
+
+			bytes[at + i] = bytes[to + i];
+			bytes[to + i] = byte;
+		}
+		return size;
+	case CUT:
+		return at;
+	default:
+		return size + length;
+	}
+}
+
+/* The whole file, by the commands that people have for it: what matters and differs is never 'fine'. */
+static void whole_files(unsigned rounds)
+{
+	char path[] = "/tmp/cudapool-image-XXXXXX";
+	struct image image;
+	int from = image_new(&image), to = mkstemp(path);
+	uint64_t size = image.header.file_size, most = size + 5000, now, at;
+	uint8_t *right = malloc(size), *bytes = malloc(most), *means = malloc(size);
+	unsigned round, differ = 0, unnoticed = 0, unsure = 0;
+
+	if (to < 0 || !right || !bytes || !means || image_pread(from, right, size, 0))
+		abort();
+	mark_meaning(&image, means);
+	for (round = 0; round < rounds; round++) {
+		bool matters;
+
+		memcpy(bytes, right, size);
+		memset(bytes + size, 0, most - size);
+		now = do_harm(bytes, size);
+		matters = now != size;
+		for (at = 0; !matters && at < size; at++)
+			matters = bytes[at] != right[at] && means[at];
+		if (ftruncate(to, 0) || ftruncate(to, (off_t)now) || image_pwrite(to, bytes, now, 0))
+			abort();
+		differ += matters;
+		unnoticed += matters && !inspect(path, true);
+		unsure += !matters && inspect(path, true);
+		inspect(path, false);
+	}
+	ok(!unnoticed && differ > rounds / 2, "%u of %u files were harmed where it matters: each was noticed", differ, rounds);
+	ok(!unsure, "the others are fine");
+	unlink(path);
+	close(to);
+	close(from);
+	free(right);
+	free(bytes);
+	free(means);
+	image_free(&image);
+}
+
 static int leave(const char *path)
 {
 	struct image image;
@@ -514,5 +623,6 @@ int main(int argc, char **argv)
 	lies();
 	cut_off();
 	at_random(argc > 2 ? (unsigned)atoi(argv[2]) : 20000);
+	whole_files(argc > 2 ? (unsigned)atoi(argv[2]) / 50 : 400);
 	return tap_end();
 }
