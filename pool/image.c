@@ -184,11 +184,11 @@ static int check_header(const struct image_header *header, uint64_t file_size, c
 		return -EPROTONOSUPPORT;
 	}
 	if (header->crc != header_crc(header)) {
-		SAY(text, "the checksum of its header is wrong: the file is damaged");
+		SAY(text, "the checksum of its header is wrong: the image is damaged, use another copy of it");
 		return -EBADMSG;
 	}
 	if (header->file_size != file_size) {
-		SAY(text, "it is %llu bytes long and should be %llu: the file is %s", (unsigned long long)file_size,
+		SAY(text, "it is %llu bytes long and should be %llu: the image is %s, use another copy of it", (unsigned long long)file_size,
 		    (unsigned long long)header->file_size,
 		    file_size < header->file_size ? "cut off" : "not as it was written");
 		return -EBADMSG;
@@ -246,7 +246,7 @@ static int read_tables(struct image *image, int fd, char *text)
 		return err;
 	}
 	if (tables_crc(image) != header->tables_crc) {
-		SAY(text, "the checksum of its tables is wrong: the file is damaged");
+		SAY(text, "the checksum of its tables is wrong: the image is damaged, use another copy of it");
 		return -EBADMSG;
 	}
 	err = check_pieces(image, text);
@@ -277,7 +277,7 @@ int image_read(struct image *image, int fd, char text[CUDAPOOL_TEXT_LEN])
 	memcpy(&image->header, page, sizeof(image->header));
 	err = check_header(&image->header, file.st_size, text);
 	if (!err && !checksum_zero(page + sizeof(image->header), sizeof(page) - sizeof(image->header))) {
-		SAY(text, "there is something behind its header: the file is damaged");
+		SAY(text, "there is something behind its header: the image is damaged, use another copy of it");
 		err = -EBADMSG;
 	}
 	if (!err)

@@ -418,7 +418,8 @@ void store_wait_saved(struct park *park, struct store_waiter *waiter)
 	if (park->life == PARK_TAKEN)
 		waiters_add(&park->saved, waiter);
 	else
-		waiter->done(waiter, park->life == PARK_SAVED ? 0 : -EIO, park->text);
+		waiter->done(waiter, park->life == PARK_SAVED ? 0 : park->save_error ? park->save_error : -EIO,
+			     park->text);
 }
 
 bool store_saved(const struct park *park)

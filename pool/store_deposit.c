@@ -142,6 +142,7 @@ static void save_again(struct park *park, struct store_dir *dir)
 	}
 	if (err) {
 		park->life = PARK_FAILED;
+		park->save_error = err;
 		snprintf(park->text, sizeof(park->text), "the image of process %d cannot be written: %s",
 			 park->header.pid, strerror(-err));
 	}

@@ -168,7 +168,8 @@ struct park {
 	uint64_t recycled_bytes; /* of the file: it was an earlier image's */
 	uint64_t save_started_us, save_us;
 	struct waiters saved;
-	char text[CUDAPOOL_TEXT_LEN]; /* why it failed */
+	int save_error;		      /* FAILED: a negative errno, */
+	char text[CUDAPOOL_TEXT_LEN]; /* and why */
 	LIST_ENTRY(park) link;
 };
 LIST_HEAD(park_list, park);

@@ -33,7 +33,7 @@ struct reading {
 static int refuse(struct reading *reading, const char *name, int err, const char *why)
 {
 	/* -ENODATA would read as 'nothing there'. */
-	snprintf(reading->text, sizeof(reading->text), "%s in %.60s: %.110s", name, reading->dir->path, why);
+	snprintf(reading->text, sizeof(reading->text), "%s in %.60s: %.140s", name, reading->dir->path, why);
 	return err == -ENODATA ? -EBADMSG : err;
 }
 

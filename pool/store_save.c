@@ -70,6 +70,7 @@ static void save_ended(struct park *park, int error, const char *text)
 	}
 	remove_part(park);
 	park->life = error ? PARK_FAILED : PARK_SAVED;
+	park->save_error = error;
 	if (!error)
 		deposit_end(&park->deposit); /* first of all: from now on its memory may become somebody else's */
 	waiters_done(&park->saved, error, park->text);
@@ -226,6 +227,7 @@ void park_stop_saving(struct park *park)
 		return;
 	save_stop(park);
 	park->life = PARK_FAILED;
+	park->save_error = -ECANCELED;
 	snprintf(park->text, sizeof(park->text), "the dump was undone");
 	waiters_done(&park->saved, -ECANCELED, park->text);
 }

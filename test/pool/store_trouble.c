@@ -33,6 +33,8 @@ static void test_worker(void)
 	parked = park(dir, 3, 1);
 	store_wait_saved(parked, fresh(&waited));
 	ok(wait_done() == -ENOSPC && strstr(waited.text, "No space left"), "%s", waited.text);
+	store_wait_saved(parked, fresh(&waited));
+	ok(waited.error == -ENOSPC && strstr(waited.text, "No space left"), "also for who asks later");
 	ok(files_in("worker", ".part") == 0, "the half-written image is removed");
 	store_dropped(parked);
 	store_dir_release(dir);
