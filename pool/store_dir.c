@@ -63,13 +63,14 @@ int dir_each(struct store_dir *dir, bool part, int (*each)(struct store_dir *dir
 			close(fd);
 		return err;
 	}
-	errno = 0;
-	while (!err && (entry = readdir(stream))) {
+	for (errno = 0; !err && (entry = readdir(stream)); errno = 0) {
 		if (++seen > ENTRIES_MAX)
 			err = -E2BIG;
 		else if (is_image_name(entry->d_name, part))
 			err = ++images > IMAGES_MAX ? -E2BIG : each(dir, entry->d_name, context);
 	}
+	if (!err && errno)
+		err = -errno; /* of readdir(): it has not seen all */
 	closedir(stream);
 	return err;
 }
