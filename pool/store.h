@@ -27,9 +27,8 @@
  * recently used goes first, and at once when memory is wanted. What was given away by moving is not hot any more, even
  * if that restore failed.
  *
- * This file's functions are called in the keeper's thread, and never block: copying is the worker's. `done` callbacks
- * may come
- * before the function returns.
+ * This file's functions are called in the keeper's thread, and never block: copying is the worker's, and what may take
+ * long in the kernel is done beside the loop. `done` callbacks may come before the function returns.
  */
 struct park;
 
@@ -54,8 +53,9 @@ struct store_waiter { /* embedded in what waits */
  */
 struct store_dir *store_open(int fd, const struct cudapool_images *request, struct cudapool_found *found,
 			     struct store_waiter *waiter);
-/* The pool's own directory (CUDAPOOL_IMAGE_DIR), for a DROPIN; begins a dump of its own each time. NULL: text says why.
- * */
+/*
+ * The pool's own directory (CUDAPOOL_IMAGE_DIR), for a DROPIN; begins a dump of its own each time. NULL: text says why.
+ */
 struct store_dir *store_own(char *text);
 /* CRIU_CUDA_STREAMS and CRIU_CUDA_CHUNK_MB as the client said in HELLO; 0: the pool's default. */
 void store_dir_tune(struct store_dir *dir, unsigned streams, unsigned chunk_mb);
@@ -91,11 +91,9 @@ void store_wait_saved(struct park *park, struct store_waiter *waiter);
 bool store_saved(const struct park *park);
 /*
  * After store_taken(), when nobody will ever restore it: its dump failed and the process has its memory back, or died
- * before
- * the image was complete. Ends saving, closes the memory, removes the image. (A saved park whose process merely goes
- * on,
- * as with --leave-running, is not dropped: the image stays, and store_gave() of the returned gift lets go of the
- * memory.)
+ * before the image was complete. Ends saving, closes the memory, removes the image. (A saved park whose process merely
+ * goes on, as with --leave-running, is not dropped: the image stays, and store_gave() of the returned gift lets go of
+ * the memory.)
  */
 void store_dropped(struct park *park);
 /* The process that it was taken from has ended. A saved park stays, for restores; one that is not is dropped. */
@@ -108,9 +106,8 @@ void store_orphaned(struct park *park);
 struct park *store_adopt(const uint8_t token[CUDAPOOL_TOKEN_LEN], const struct process *process, const char *path);
 /*
  * From store_begin() on, `park` stays valid until one of store_abandon(), store_dropped(), store_orphaned(), and
- * store_gave()
- * of its returned gift, taken. One that store_find() gave is valid until the loop turns, or with a gift until
- * store_gave().
+ * store_gave() of its returned gift, taken. One that store_find() gave is valid until the loop turns, or with a gift
+ * until store_gave().
  */
 
 /* The restore side. */
@@ -143,14 +140,14 @@ struct store_gift { /* embedded; one restore of one park */
 	void *own; /* store.c's */
 };
 void store_claim(struct store_gift *gift, struct park *park, enum cudapool_hot hot, struct store_waiter *waiter);
-/* The driver has restored the process: what was kept free for that is in use by now. Optional; store_give() implies it.
- * */
+/*
+ * The driver has restored the process: what was kept free for that is in use by now. Optional; store_give() implies it.
+ */
 void store_claim_used(struct store_gift *gift);
 /*
  * A process that was not parked is about to be restored by the driver: what is hot but unused is evicted until what it
- * has in
- * host memory now (its GPU memory is part of that) would fit on each device. Never fails: nobody knows what it really
- * needs.
+ * has in host memory now (its GPU memory is part of that) would fit on each device. Never fails: nobody knows what it
+ * really needs.
  */
 void store_make_room(const struct process *process, struct store_waiter *waiter);
 /* done(): the memory of a claimed gift is there in full; pieces and fds may be sent. */
@@ -163,26 +160,21 @@ void store_give(struct store_gift *gift, struct store_waiter *waiter);
 void store_passed(struct store_gift *gift, unsigned upto, struct store_waiter *waiter);
 /*
  * The shim has it (taken), or nobody got it: what was moved is closed either way. Also ends a claim that was not used.
- * But
- * of a returned gift (store_return) that was not taken, the park keeps the pieces. Not with a waiter of it waiting.
+ * But of a returned gift (store_return) that was not taken, the park keeps the pieces. Not with a waiter of it waiting.
  */
 void store_gave(struct store_gift *gift, bool taken);
 
 /*
  * The process that it was taken from lives (a dump that is undone): the gift of its own pieces, path RETURNED; if they
- * were
- * evicted since, of the image. store_give() and store_gave() follow.
+ * were evicted since, of the image. store_give() and store_gave() follow.
  */
 void store_return(struct store_gift *gift, struct park *park);
 
 /*
  * Statistics. One checkpoint or restore of one process has ended, well or not: it is kept for the report, and written
- * into
- * `dir` (NULL: not written) as records.h says. For a checkpoint once CHECKPOINT has ended (or LOCK, where it failed),
- * for a
- * restore once UNPARK has (or RESTORE or UNLOCK, where it failed, or where nothing was parked). What the store knows
- * itself
- * it takes from `park` and `gift`, before store_gave(); NULL: nothing was parked.
+ * into `dir` (NULL: not written) as records.h says. For a checkpoint once CHECKPOINT has ended (or LOCK, where it
+ * failed), for a restore once UNPARK has (or RESTORE or UNLOCK, where it failed, or where nothing was parked). What the
+ * store knows itself it takes from `park` and `gift`, before store_gave(); NULL: nothing was parked.
  */
 struct store_note {
 	enum cudapool_stage stage; /* DUMP or RESTORE */
@@ -208,8 +200,8 @@ void store_evict(const struct cudapool_evict *request, struct cudapool_found *fo
 /*
  * Members of the report:
  *
- *   parks       [ { container (its id; "" outside of one), process, pid (when it was dumped), token, dump
- * (hexadecimal),
+ *   parks       [ { container (its id; "" outside of one), process, pid (when it was dumped),
+ *                   token, dump (hexadecimal),
  *                   state: "parking" | "saving" | "unsaved" | "saved" | "restoring", tier: "hot" | "staged" | "cold",
  *                   bytes (of GPU memory), image_bytes (of the file), age_s, restores (from it, in this pool),
  *                   path (of the image) } ]

@@ -248,8 +248,9 @@ static void ghost_gone(uint32_t id)
 		}
 }
 
-/* True if it took the descriptors. Where some were lost on the way, the next ones do not fit, and the result says so.
- * */
+/*
+ * True if it took the descriptors. Where some were lost on the way, the next ones do not fit, and the result says so.
+ */
 static bool take_pieces(struct job *job, const struct worker_message *message, const int *fds, unsigned count)
 {
 	if (!job->made || message->first != job->got || message->count != count || count > job->pieces - job->got)

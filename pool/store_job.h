@@ -15,10 +15,8 @@
 
 /*
  * One job, embedded in what needs it, which zeroes it and fills in the first part; all pointers stay the asker's and
- * valid until
- * done(). A job that a worker did not come back from, because it died or because there was no progress, goes to the
- * next
- * worker once.
+ * valid until done(). A job that a worker did not come back from, because it died or because there was no progress,
+ * goes to the next worker once.
  */
 struct job {
 	enum worker_job_kind kind;

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-/* Room on the devices: what is free, what is kept free for whom, what is evicted for it, and the budget of what is hot.
- * */
+/* Room on the devices: what is free, kept free for whom, evicted for it; and the budget of what is hot. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -23,10 +23,8 @@
 
 /*
  * Only while something is hot. A process that gets the shim's thread has one thread more than before: the scan looks at
- * how many
- * each process has (one stat of /proc/PID/task), and reads the maps only of those where that has changed, and of the
- * others
- * more and more rarely. Measured: 130 processes take 0.6 % of one core of a busy machine.
+ * how many each process has (one stat of /proc/PID/task), and reads the maps only of those where that has changed, and
+ * of the others more and more rarely. Measured: 130 processes take 0.6 % of one core of a busy machine.
  */
 #define SCAN_MS	    250
 #define LOOK_AGAIN  16	 /* scans, at first; then twice as many each time, up to: */
