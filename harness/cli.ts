@@ -54,7 +54,7 @@ function createProgram(beforeAction: (options: Record<string, unknown>) => void)
   program
     .exitOverride() // before .command(): subcommands inherit it
     .configureOutput({ writeErr: (text) => say(text.trimEnd()) })
-    .showHelpAfterError('(cudapool --help lists the commands)')
+    .configureHelp({ subcommandTerm: (sub) => sub.name() }) // what each takes is in its own --help
     .description('A pool of warm GPU contexts for fast restores of CUDA containers with CRIU and podman.')
     .version(version)
     .helpCommand(true)
@@ -62,7 +62,14 @@ function createProgram(beforeAction: (options: Record<string, unknown>) => void)
   program.hook('preAction', (_program, action) => beforeAction(action.opts()));
   for (const register of commands) register(program);
   addExamples(program);
+  pointToHelp(program, 'cudapool');
   return program;
+}
+
+/** A usage error names the --help of the command that it is about. */
+function pointToHelp(command: Command, path: string): void {
+  command.showHelpAfterError(`hint: ${path} --help`);
+  for (const sub of command.commands) pointToHelp(sub, `${path} ${sub.name()}`);
 }
 
 /** commander's words; where it showed the help instead, a command was missing. */

@@ -36,6 +36,7 @@ const examples: Readonly<Record<string, readonly string[]>> = {
     'cudapool image inspect --json FILE | jq .images[].bytes',
   ],
   'image verify': ['cudapool image verify /srv/checkpoint'],
+  'image prune': ['cudapool image prune --older-than 7d --dry-run', 'cudapool image prune --older-than 7d'],
   options: ['cudapool options', 'cudapool options --json'],
   demo: ['cudapool demo', 'cudapool demo --runs 10 --memory 1024'],
   bench: [

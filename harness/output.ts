@@ -95,18 +95,56 @@ export async function progress(text: string): Promise<Progress> {
   };
 }
 
-/** A plain text table with aligned columns, for terminals. `right`: the columns whose cells are numbers. */
+/** Bytes for people: '6.55 GiB', '12.0 MiB', '48.0 KiB', '32 B'. */
+export function bytes(count: number): string {
+  if (count >= 2 ** 30) return `${(count / 2 ** 30).toFixed(2)} GiB`;
+  if (count >= 2 ** 20) return `${(count / 2 ** 20).toFixed(1)} MiB`;
+  return count >= 1024 ? `${(count / 1024).toFixed(1)} KiB` : `${count} B`;
+}
+
+/** Seconds for people: '90 s', '12 min', '5 h', '3 d'. */
+export function age(seconds: number): string {
+  const units = [
+    { above: 172_800, unit: 'd', seconds: 86_400 },
+    { above: 7200, unit: 'h', seconds: 3600 },
+    { above: 120, unit: 'min', seconds: 60 },
+  ];
+  const found = units.find(({ above }) => seconds >= above) ?? { unit: 's', seconds: 1 };
+  return `${Math.round(Math.max(0, seconds) / found.seconds)} ${found.unit}`;
+}
+
+/** '1 image', '2 images'. */
+export const count = (number: number, noun: string): string => `${number} ${noun}${number === 1 ? '' : 's'}`;
+
+const MIN_SHRUNK = 8;
+
+export interface TableOptions {
+  /** The columns whose cells are numbers. */
+  readonly right?: readonly number[];
+  /** The column whose cells are cut where a line would be wider than this. */
+  readonly shrink?: { readonly column: number; readonly width: number | undefined };
+}
+
+/** A plain text table with aligned columns. */
 export function table(
   head: readonly string[],
   rows: readonly (readonly string[])[],
-  right: readonly number[] = [],
+  { right = [], shrink }: TableOptions = {},
 ): string {
-  const all = head.length > 0 ? [head, ...rows] : rows;
+  let all = head.length > 0 ? [head, ...rows] : rows;
   const widths: number[] = [];
   for (const row of all) {
     row.forEach((cell, i) => {
       widths[i] = Math.max(widths[i] ?? 0, cell.length);
     });
+  }
+  if (shrink?.width !== undefined) {
+    const { column } = shrink;
+    const widest = widths[column] ?? 0;
+    const over = widths.reduce((sum, width) => sum + width + 2, -2) - shrink.width;
+    const most = Math.min(widest, Math.max(MIN_SHRUNK, widest - Math.max(0, over)));
+    widths[column] = most;
+    all = all.map((row) => row.map((cell, i) => (i === column ? cut(cell, most) : cell)));
   }
   const line = (row: readonly string[]): string =>
     row
@@ -115,3 +153,5 @@ export function table(
       .trimEnd();
   return all.map(line).join('\n');
 }
+
+const cut = (text: string, most: number): string => (text.length > most ? `${text.slice(0, most - 1)}…` : text);

@@ -4,7 +4,7 @@ import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { constants } from 'node:os';
 import { basename } from 'node:path';
-import type { Command } from 'commander';
+import { type Command, InvalidArgumentError } from 'commander';
 import { isDryRun, quote, recordDry, which } from './adapters/exec.ts';
 import { GLOBALS_WITH_VALUE } from './adapters/podman.ts';
 import { wholeNumber } from './arguments.ts';
@@ -15,7 +15,7 @@ import { built } from './paths.ts';
 
 interface RunFlags {
   warm?: string;
-  warmDevice?: string;
+  warmDevice?: number;
   park?: boolean;
   parkMinKb?: number;
   shim: string;
@@ -66,7 +66,7 @@ async function prepare(
     ...(flags.park === false && { CUDAPOOL_PARK: '0' }),
     ...(flags.parkMinKb !== undefined && { CUDAPOOL_PARK_MIN_KB: String(flags.parkMinKb) }),
     ...(flags.warm !== undefined && { CUDAPOOL_WARM: flags.warm }),
-    ...(flags.warmDevice !== undefined && { CUDAPOOL_WARM_DEVICE: flags.warmDevice }),
+    ...(flags.warmDevice !== undefined && { CUDAPOOL_WARM_DEVICE: String(flags.warmDevice) }),
   };
   if (!existsSync(flags.shim)) throw unfitError('ERR_CUDAPOOL_SHIM', `${flags.shim} is not there`, 'cudapool setup');
   const program = argv[0] ?? '';
@@ -143,6 +143,14 @@ function foreground(argv: readonly string[], env: Readonly<Record<string, string
   });
 }
 
+/** What CUDAPOOL_WARM takes; the shim itself would only say no to its log. */
+function warmWhen(text: string): string {
+  if (/^(restore|never|start:[^,\s]+(,[^,\s]+)*)$/.test(text) && text.length <= 255) return text;
+  throw new InvalidArgumentError(
+    "It must be 'restore', 'never', or 'start:' and program names, as start:python3,worker.",
+  );
+}
+
 export function registerRun(program: Command): void {
   program
     .command('run')
@@ -158,8 +166,9 @@ export function registerRun(program: Command): void {
     .option(
       '--warm <when>',
       "CUDAPOOL_WARM: 'restore' (default), 'never', or 'start:' and program names, separated by commas",
+      warmWhen,
     )
-    .option('--warm-device <n>', 'CUDAPOOL_WARM_DEVICE: the device whose context is warmed')
+    .option('--warm-device <n>', 'CUDAPOOL_WARM_DEVICE: the device whose context is warmed', wholeNumber(0, 63))
     .option('--no-park', 'CUDAPOOL_PARK=0: its GPU memory goes through the checkpoint as without cudapool')
     .option(
       '--park-min-kb <n>',

@@ -1,21 +1,31 @@
 // SPDX-License-Identifier: MIT
-// `cudapool status`: what the pool does now.
+// `cudapool status`: what the pool says of itself, and of the GPU memory that it keeps.
 import type { Command } from 'commander';
 import type { PoolStatus } from './adapters/cudapoold.ts';
-import { wholeNumber } from './arguments.ts';
-import { gib, recordLine } from './container/images.ts';
+import { podmanArgs, wholeNumber } from './arguments.ts';
+import { recordLine } from './container/images.ts';
+import type { OwnImages } from './container/own-images.ts';
 import type { Park, ParkRecord } from './container/records.ts';
-import { CudapoolError } from './errors.ts';
-import { print, printJson, table } from './output.ts';
+import { CudapoolError, EXIT } from './errors.ts';
+import { age, bytes, count, print, printJson, table } from './output.ts';
+
+interface StatusFlags {
+  socket?: string;
+  pid?: number;
+  podmanArg?: readonly string[];
+  json?: boolean;
+}
 
 export function registerStatus(program: Command): void {
-  program
-    .command('status')
-    .description('what the pool does now; with --pid, what the shim in a process says')
-    .option('--socket <path>', "the pool's socket (default: CUDAPOOL_SOCKET)")
-    .option('--pid <pid>', 'the shim of this process', wholeNumber(1, 4_194_304))
+  podmanArgs(
+    program
+      .command('status')
+      .description('what the pool does now; with --pid, what the shim in a process says')
+      .option('--socket <path>', "the pool's socket (default: CUDAPOOL_SOCKET)")
+      .option('--pid <pid>', 'the shim of this process', wholeNumber(1, 4_194_304)),
+  )
     .option('--json', 'print it as JSON')
-    .action(async (flags: { socket?: string; pid?: number; json?: boolean }) => {
+    .action(async (flags: StatusFlags) => {
       const { poolState, shimReport } = await import('./adapters/cudapoold.ts');
       if (flags.pid !== undefined) {
         const report = await shimReport(flags.pid, { socket: flags.socket });
@@ -24,19 +34,122 @@ export function registerStatus(program: Command): void {
         return;
       }
       const state = await poolState({ socket: flags.socket });
-      if (flags.json === true) printJson({ schema: 'cudapool.status/1', ...state });
-      else if (state.running) await printStatus(state.status);
-      if (!state.running) {
-        if (flags.json === true) process.exitCode = 1;
-        else {
-          throw new CudapoolError('ERR_CUDAPOOL_NO_POOL', state.absent ? 'there is no pool' : state.why, {
-            hint: state.absent
-              ? "`cudapool pool start` starts one; so does CRIU's patched plugin when it is needed"
-              : '`cudapool pool restart` replaces it',
-          });
-        }
+      if (flags.json === true) {
+        const { ownImages } = await import('./container/own-images.ts');
+        printJson({ schema: 'cudapool.status/1', ...state, own_images: await ownImages().catch(() => null) });
+        if (!state.running) process.exitCode = EXIT.FAILED;
+      } else if (state.running) {
+        await printStatus(state.status, flags);
+      } else {
+        throw new CudapoolError('ERR_CUDAPOOL_NO_POOL', state.absent ? 'there is no pool' : state.why, {
+          hint: state.absent
+            ? "`cudapool pool start` starts one; so does CRIU's patched plugin when it is needed"
+            : '`cudapool pool restart` replaces it',
+        });
       }
     });
+}
+
+async function printStatus(status: PoolStatus, flags: StatusFlags): Promise<void> {
+  const { parksOf, recordsOf } = await import('./container/records.ts');
+  const { ownImages } = await import('./container/own-images.ts');
+  const parks = parksOf(status.parks);
+  const records = recordsOf(status.records).slice(0, RECORDS_SHOWN);
+  const names = await namesOf([...parks, ...records], flags);
+  print(table([], summary(status, parks)));
+  printParks(parks, names);
+  printOwnImages(await ownImages().catch(() => undefined)); // a folder that may not be read has no say here
+  printRecords(records, names);
+  printActions(status);
+}
+
+/** What the containers are called, by id: podman is asked only if there are any, and not waited for if it hangs. */
+async function namesOf(
+  those: readonly { readonly container: string }[],
+  flags: StatusFlags,
+): Promise<ReadonlyMap<string, string>> {
+  if (those.every(({ container }) => container === '')) return new Map();
+  const { namesById } = await import('./adapters/podman.ts');
+  return namesById({ globals: flags.podmanArg ?? [] });
+}
+
+const PID = (process: string, pid: number): string => `${process} (${pid})`;
+
+const sizeOf = (parks: readonly Park[]): number => parks.reduce((sum, park) => sum + park.bytes, 0);
+
+/** The pool and its worker, a few lines. */
+function summary({ build, pid, socket, worker, ...rest }: PoolStatus, parks: readonly Park[]): string[][] {
+  const { uptime_ms, held, held_count, given_back, connections, errors } = rest;
+  const memory = (kb: number | null): string => (kb === null ? 'unknown' : bytes(kb * 1024));
+  const hot = parks.filter(({ tier }) => tier === 'hot');
+  const driver = `${Math.floor(worker.driver_version / 1000)}.${Math.floor((worker.driver_version % 1000) / 10)}`;
+  const warm = [`CUDA ${driver}`, count(worker.devices, 'device'), count(worker.contexts, 'warm context')].join(', ');
+  const doing = ({ locked, checkpointed, parked, giving_back, under_way }: PoolStatus['held'][number]): string =>
+    Object.entries({
+      locked,
+      checkpointed,
+      parked,
+      'being given back': giving_back,
+      [under_way ?? '']: under_way !== null,
+    })
+      .flatMap(([what, is]) => (is ? [what] : []))
+      .join(', ');
+  return [
+    ['pool', `process ${pid}, ${build}, up ${age(uptime_ms / 1000)}`],
+    ['socket', socket],
+    [
+      'worker',
+      `${worker.state}: process ${worker.pid}${worker.state === 'warm' ? `, ${warm}` : ''}` +
+        (worker.text === '' ? '' : `; ${worker.text}`),
+    ],
+    ['replaced', count(worker.replaced, 'worker')],
+    ['memory', `pool ${memory(rest.memory_kb)}, worker ${memory(worker.memory_kb)}`],
+    ['descriptors', `pool ${rest.descriptors ?? 'unknown'}, worker ${worker.descriptors ?? 'unknown'}`],
+    ['held', held_count === 0 ? 'nothing' : held_count === 1 ? '1 process' : `${held_count} processes`],
+    ...held.map((each) => ['', `${PID(each.name, each.pid)}: ${doing(each)}`]),
+    ['given back', `${given_back.ok}, failed ${given_back.failed}`],
+    ['clients', `${connections.open} now, ${connections.accepted} in all, ${connections.refused} refused`],
+    ['hot', hot.length === 0 ? 'nothing' : `${bytes(sizeOf(hot))} of GPU memory, ${count(hot.length, 'park')}`],
+    ...errors.map(({ ago_ms, text }) => ['error', `${age(ago_ms / 1000)} ago: ${text}`]),
+  ];
+}
+
+/** The token's first digits: as many as `evict` needs to know which one is meant. */
+export const SHORT_TOKEN = 8;
+
+function printParks(parks: readonly Park[], names: ReadonlyMap<string, string>): void {
+  if (parks.length === 0) return;
+  const rows = parks.map(({ container, process, pid, ...park }) => [
+    container === '' ? PID(process, pid) : `${names.get(container) ?? container.slice(0, 12)} ${process}`,
+    bytes(park.bytes),
+    park.state === 'saved' ? park.tier : `${park.tier}, ${park.state}`,
+    age(park.age_s),
+    bytes(park.image_bytes),
+    park.token.slice(0, SHORT_TOKEN),
+  ]);
+  const width = process.stdout.isTTY ? process.stdout.columns : undefined;
+  const head = ['parked', 'size', 'tier', 'age', 'on disk', 'token'];
+  print(`\n${table(head, rows, { right: [1, 3, 4], shrink: { column: 0, width } })}`);
+}
+
+function printOwnImages(own: OwnImages | undefined): void {
+  if (own === undefined || own.count === 0) return;
+  print(`\n${own.dir}: ${count(own.count, 'image')} of the drop-in, ${bytes(own.bytes)}`);
+  print(
+    `  the oldest is ${age(own.oldest_age_s)} old; \`cudapool image prune\` removes those that you name by their age`,
+  );
+}
+
+const RECORDS_SHOWN = 5;
+
+function printRecords(records: readonly ParkRecord[], names: ReadonlyMap<string, string>): void {
+  if (records.length === 0) return;
+  print('\nlast checkpoints and restores');
+  for (const record of records) {
+    const ago = `${age((Date.now() - Date.parse(record.at)) / 1000)} ago`;
+    const name = names.get(record.container) ?? record.container.slice(0, 12);
+    print(`  ${ago}, ${record.stage}${name === '' ? '' : ` of ${name}`}: ${recordLine(record)}`);
+  }
 }
 
 interface Count {
@@ -49,13 +162,10 @@ interface Count {
 const isCount = (entry: [string, unknown]): entry is [string, Count] =>
   typeof entry[1] === 'object' && entry[1] !== null && 'total_us' in entry[1];
 
-/** For people: the actions as a table, and only those that there have been. */
-async function printStatus({ schema: _schema, actions, parks, records, ...rest }: PoolStatus): Promise<void> {
-  const { parksOf, recordsOf } = await import('./container/records.ts');
-  const kinds = Object.entries(actions);
-  print(table([], flatten({ ...rest, actions: Object.fromEntries(kinds.filter((entry) => !isCount(entry))) })));
+/** Only those that there have been. */
+function printActions({ actions }: PoolStatus): void {
   const ms = (us: number): string => (us / 1000).toFixed(1);
-  const rows = kinds
+  const rows = Object.entries(actions)
     .filter(isCount)
     .filter(([, { ok, failed }]) => ok + failed > 0)
     .map(([name, { ok, failed, total_us, max_us }]) => [
@@ -65,44 +175,8 @@ async function printStatus({ schema: _schema, actions, parks, records, ...rest }
       ms(total_us / (ok + failed)),
       ms(max_us),
     ]);
-  printParks(parksOf(parks));
-  printRecords(recordsOf(records));
-  if (rows.length > 0) print(`\n${table(['action', 'ok', 'failed', 'mean ms', 'max ms'], rows, [1, 2, 3, 4])}`);
-}
-
-const seconds = (s: number): string =>
-  s < 120
-    ? `${s} s`
-    : s < 7200
-      ? `${Math.round(s / 60)} min`
-      : s < 172_800
-        ? `${Math.round(s / 3600)} h`
-        : `${Math.round(s / 86_400)} d`;
-
-/** Whose it is: the container's id, as podman shortens it, or the process. */
-const ownerOf = ({ container, process, pid }: { container: string; process: string; pid: number }): string =>
-  container === '' ? `${process} (${pid})` : `${container.slice(0, 12)} ${process}`;
-
-function printParks(parks: readonly Park[]): void {
-  if (parks.length === 0) return;
-  const rows = parks.map((park) => [
-    ownerOf(park),
-    gib(park.bytes),
-    park.state === 'saved' ? park.tier : `${park.tier}, ${park.state}`,
-    seconds(park.age_s),
-    gib(park.image_bytes),
-    park.path,
-    park.token,
-  ]);
-  print(`\n${table(['parked', 'size', 'tier', 'age', 'on disk', 'image', 'token'], rows, [1, 3, 4])}`);
-}
-
-const RECORDS_SHOWN = 5;
-
-function printRecords(records: readonly ParkRecord[]): void {
-  if (records.length === 0) return;
-  print('\nlast checkpoints and restores');
-  for (const record of records.slice(0, RECORDS_SHOWN)) print(`  ${record.stage}: ${recordLine(record)}`);
+  if (rows.length === 0) return;
+  print(`\n${table(['action', 'ok', 'failed', 'mean ms', 'max ms'], rows, { right: [1, 2, 3, 4] })}`);
 }
 
 /** Names and values, one a line: {a: {b: 1}} is 'a b', '1'. */

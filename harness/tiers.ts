@@ -1,52 +1,68 @@
 // SPDX-License-Identifier: MIT
 // `cudapool evict` and `cudapool prefetch`: where parked GPU memory lies is changed by hand.
 import { statSync } from 'node:fs';
-import { basename, resolve } from 'node:path';
+import { resolve } from 'node:path';
 import { type Command, Option } from 'commander';
 import type { Found } from './adapters/cudapoold.ts';
-import { checkpointDir, gib, imagesIn } from './container/images.ts';
+import { podmanArgs } from './arguments.ts';
+import { checkpointDir, imageDirAt, imagesIn } from './container/images.ts';
 import { CudapoolError, usageError } from './errors.ts';
-import { printJson, say } from './output.ts';
+import { bytes, count, printJson, say } from './output.ts';
 
 interface Flags {
   tier: string;
   socket?: string;
-  podmanArg: string[];
+  podmanArg?: readonly string[];
   json?: boolean;
   dryRun?: boolean;
 }
 
-const several = (arg: string, all: string[]): string[] => [...all, arg];
-
 function shared(command: Command): Command {
-  return command
-    .option('--socket <path>', "the pool's socket (default: CUDAPOOL_SOCKET)")
-    .option(
-      '--podman-arg <arg>',
-      'a global option of podman, as --podman-arg=--root=/srv/podman; may be repeated',
-      several,
-      [],
-    )
+  return podmanArgs(command.option('--socket <path>', "the pool's socket (default: CUDAPOOL_SOCKET)"))
     .option('--json', 'print the answer as JSON')
     .option('--dry-run', 'print the exact commands and change nothing');
 }
 
-/** Where a container's checkpoint lies. */
-async function dirOf(container: string, flags: Flags): Promise<string> {
+/** Where the images of a container, or in a folder, lie. */
+async function dirOf(what: string, flags: Flags): Promise<string> {
+  const isFolder = statSync(resolve(what), { throwIfNoEntry: false })?.isDirectory() === true;
+  if (!isFolder && what.includes('/')) {
+    throw usageError(`${what} is no folder`, "give a container with a checkpoint, or CRIU's image directory");
+  }
   const { inspectContainer } = await import('./adapters/podman.ts');
-  return checkpointDir(await inspectContainer({ globals: flags.podmanArg }, container));
+  const folder = isFolder
+    ? resolve(what)
+    : checkpointDir(await inspectContainer({ globals: flags.podmanArg ?? [] }, what));
+  const dir = imageDirAt(folder);
+  if (dir !== undefined) return dir;
+  throw new CudapoolError(
+    'ERR_CUDAPOOL_NO_IMAGE',
+    isFolder ? `${folder} holds no parked GPU memory` : `${what} has no checkpoint with parked GPU memory`,
+    { hint: `${isFolder ? '' : `it would be in ${folder}; `}\`cudapool status\` shows what the pool has` },
+  );
 }
 
 const TOKEN = /^[0-9a-f]{32}$/;
+/** As many digits of one as `status` shows, or more. */
+const PART_OF_TOKEN = /^[0-9a-f]{8,31}$/;
 
-/** The tokens of a container's images. */
-async function tokensOf(container: string, flags: Flags): Promise<string[]> {
-  const dir = await dirOf(container, flags);
-  const tokens = imagesIn(dir).map(({ file }) => basename(file).replace(/^cudapool-|\.img$/g, ''));
-  if (tokens.length > 0) return tokens;
-  throw new CudapoolError('ERR_CUDAPOOL_NO_IMAGE', `the checkpoint of ${container} has no parked GPU memory`, {
-    hint: `it would be in ${dir}; \`cudapool status\` shows what the pool has`,
-  });
+/** The pool's parks whose tokens begin so. */
+async function parksNamed(part: string, flags: Flags): Promise<string[]> {
+  const { poolReport } = await import('./container/pool-process.ts');
+  const { parksOf } = await import('./container/records.ts');
+  const parks = parksOf((await poolReport({ socket: flags.socket }))?.parks);
+  return parks.map(({ token }) => token).filter((token) => token.startsWith(part));
+}
+
+/** The tokens that a user's word stands for. */
+async function tokensOf(what: string, flags: Flags): Promise<string[]> {
+  if (what === 'all' || TOKEN.test(what)) return [what];
+  if (PART_OF_TOKEN.test(what)) {
+    const found = await parksNamed(what, flags);
+    if (found.length === 1) return found;
+    if (found.length > 1) throw usageError(`${what} begins several tokens: ${found.join(', ')}`, 'give all of one');
+  }
+  return imagesIn(await dirOf(what, flags)).map(({ token }) => token);
 }
 
 type Sum = Pick<Found, 'count' | 'bytes' | 'hot_bytes'>;
@@ -64,7 +80,7 @@ export function registerEvict(program: Command): void {
   shared(
     program
       .command('evict')
-      .argument('[what]', "a container, a token of `cudapool status`, or 'all'", 'all')
+      .argument('[what]', "a container, a token of `cudapool status`, CRIU's image directory, or 'all'", 'all')
       .description(
         'let go of GPU memory that is kept for the next restore; the image stays, and the restore reads that',
       )
@@ -72,10 +88,13 @@ export function registerEvict(program: Command): void {
   ).action(async (what: string, flags: Flags) => {
     const { evict } = await import('./adapters/cudapoold.ts');
     const tier = flags.tier === 'cold' ? 'cold' : 'staged';
-    const tokens = what === 'all' || TOKEN.test(what) ? [what] : await tokensOf(what, flags);
     const done: (Found | undefined)[] = [];
-    for (const token of tokens) done.push(await evict({ socket: flags.socket }, { token, tier }));
-    tell(done, flags, ({ count, hot_bytes }) => `evicted ${count} park(s), ${gib(hot_bytes)} of GPU memory`);
+    for (const token of await tokensOf(what, flags)) done.push(await evict({ socket: flags.socket }, { token, tier }));
+    tell(done, flags, (all) =>
+      all.count === 0
+        ? 'nothing to evict'
+        : `evicted ${bytes(all.hot_bytes)} of GPU memory, ${count(all.count, 'park')}`,
+    );
   });
 }
 
@@ -91,17 +110,16 @@ export function registerPrefetch(program: Command): void {
   ).action(async (what: string, flags: Flags) => {
     const { prefetch } = await import('./adapters/cudapoold.ts');
     const tier = flags.tier === 'staged' ? 'staged' : 'hot';
-    const isDir = statSync(resolve(what), { throwIfNoEntry: false })?.isDirectory() === true;
-    if (!isDir && what.includes('/')) {
-      throw usageError(`${what} is no folder`, "give a container with a checkpoint, or CRIU's image directory");
-    }
-    const dir = isDir ? resolve(what) : await dirOf(what, flags);
+    const dir = await dirOf(what, flags);
+    const size = imagesIn(dir).reduce((sum, image) => sum + image.bytes, 0);
+    if (flags.dryRun !== true && flags.json !== true) say(`loading up to ${bytes(size)} …`);
     const done = await prefetch({ socket: flags.socket }, { dir, tier });
     tell(
       [done],
       flags,
-      ({ count, bytes, hot_bytes }) =>
-        `${count} image(s), ${gib(bytes)}: ${tier}${hot_bytes > 0 ? `, ${gib(hot_bytes)} was on the GPU before` : ''}`,
+      (all) =>
+        `${tier}: ${bytes(all.bytes)}, ${count(all.count, 'image')}` +
+        (all.hot_bytes > 0 ? `; ${bytes(all.hot_bytes)} of it was on the GPU before` : ''),
     );
   });
 }

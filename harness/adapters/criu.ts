@@ -21,7 +21,7 @@ export function criuTreeAt(dir: string): CriuTree {
   const versions = join(dir, 'Makefile.versions');
   if (!existsSync(versions)) {
     throw new CudapoolError('ERR_CUDAPOOL_NOT_CRIU', `${dir} is not a CRIU source tree: it has no Makefile.versions`, {
-      hint: 'give the folder that holds criu/ and plugins/, or leave --criu-src out to have the sources fetched',
+      hint: 'give the folder that holds criu/ and plugins/; `cudapool build` without --criu-src fetches a tree',
     });
   }
   const pluginDir = join(dir, 'plugins', 'cuda');

@@ -98,13 +98,38 @@ const Status = v.looseObject({
   build: v.string(),
   pid: v.number(),
   socket: v.string(),
+  uptime_ms: v.number(),
+  memory_kb: v.nullable(v.number()),
+  descriptors: v.nullable(v.number()),
   worker: v.looseObject({
     pid: v.number(),
     state: v.picklist(['starting', 'warm', 'failed']),
     generation: v.number(),
+    replaced: v.number(),
+    driver_version: v.number(),
+    devices: v.number(),
+    contexts: v.number(),
+    memory_kb: v.nullable(v.number()),
+    descriptors: v.nullable(v.number()),
     text: v.string(),
   }),
   actions: v.record(v.string(), v.unknown()),
+  held_count: v.number(),
+  held: v.array(
+    v.looseObject({
+      pid: v.number(),
+      name: v.string(),
+      locked: v.boolean(),
+      checkpointed: v.boolean(),
+      parked: v.boolean(),
+      under_way: v.nullable(v.string()),
+      giving_back: v.boolean(),
+    }),
+  ),
+  park_count: v.number(),
+  given_back: v.object({ ok: v.number(), failed: v.number() }),
+  connections: v.looseObject({ open: v.number(), accepted: v.number(), refused: v.number() }),
+  errors: v.array(v.object({ ago_ms: v.number(), text: v.string() })),
 });
 export type PoolStatus = v.InferOutput<typeof Status>;
 
@@ -213,7 +238,8 @@ const Found = v.looseObject({
 });
 export type Found = v.InferOutput<typeof Found>;
 
-const MOVE_MS = 600_000;
+/** The pool has limits of its own, on progress; this one is only for a pool that says nothing any more. */
+const MOVE_MS = 3_700_000;
 
 /** A request that the pool answers with FOUND. It changes nothing that a restore would miss, so a dry run prints it. */
 async function move(place: PoolPlace, args: readonly string[], what: string): Promise<Found | undefined> {
@@ -248,17 +274,41 @@ export const prefetch = (
 
 const VERIFY_MS = 3_600_000;
 
+const size = v.pipe(v.number(), v.integer(), v.minValue(0));
+
+/** What an image says of itself (pool/inspect.c); in a file that somebody altered, anything that its checksums allow. */
+const ImageReport = v.looseObject({
+  version: v.number(),
+  token: v.string(),
+  dump: v.string(),
+  created: v.string(),
+  process: v.string(),
+  pid: v.number(),
+  build: v.string(),
+  driver_version: v.number(),
+  file_bytes: size,
+  bytes: size,
+  zero_percent: v.number(),
+  pieces: size,
+  smallest_piece_bytes: size,
+  largest_piece_bytes: size,
+  devices: v.array(v.looseObject({ uuid: v.string(), bytes: size, left_bytes: size })),
+  verify_ms: v.optional(v.number()),
+});
+export type ImageReport = v.InferOutput<typeof ImageReport>;
+
 /** What an image says of itself; `verify`: all of its content is read, and its checksums checked. An image that is bad is an error. */
 export async function imageReport(
   file: string,
-  { verify = false }: { verify?: boolean } = {},
+  { verify = false, onLine }: { verify?: boolean; onLine?: (line: string) => void } = {},
   place: PoolPlace = {},
-): Promise<Record<string, unknown>> {
+): Promise<ImageReport> {
   const ran = await look(daemonOf(place), [verify ? '--verify' : '--inspect', file], {
     reject: false,
     timeoutMs: verify ? VERIFY_MS : 60_000,
+    ...(onLine !== undefined && { onLine }),
   });
-  if (ran.exitCode === 0) return parse(v.looseObject({}), ran, 'image');
+  if (ran.exitCode === 0) return parse(ImageReport, ran, 'image');
   const said = v.safeParse(v.pipe(v.string(), v.parseJson(), v.looseObject({ text: v.string() })), ran.stdout);
   throw new CudapoolError('ERR_CUDAPOOL_IMAGE', `${file}: ${said.success ? said.output.text : complaint(ran)}`, {
     hint: 'the checkpoint that it belongs to cannot be restored with it: take another one, or its copy from where it was exported',

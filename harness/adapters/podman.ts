@@ -2,7 +2,7 @@
 // podman: its containers as data, and its checkpoint and restore with the figures that it prints.
 import { dirname } from 'node:path';
 import * as v from 'valibot';
-import { CudapoolError } from '../errors.ts';
+import { CudapoolError, EXIT } from '../errors.ts';
 import { type ExecOptions, type ExecResult, exec, lastLines } from './exec.ts';
 
 /** Which podman: its global options (--root, --runtime, …) and what is added to its environment. */
@@ -70,6 +70,21 @@ export async function containerNames(place: PodmanPlace): Promise<string[]> {
   return stdout.split('\n').filter((name) => name !== '');
 }
 
+const NAMES_MS = 2000;
+
+/** Names by id, for people: none where podman is not there, or does not answer at once. */
+export async function namesById(place: PodmanPlace): Promise<ReadonlyMap<string, string>> {
+  const args = ['ps', '--all', '--no-trunc', '--format', '{{.ID}} {{.Names}}'];
+  const ran = await podman(place, args, { readOnly: true, reject: false, timeoutMs: NAMES_MS }).catch(
+    (thrown: CudapoolError) => {
+      if (thrown.exit === EXIT.INTERRUPTED) throw thrown;
+      return undefined;
+    },
+  );
+  const lines = ran?.exitCode === 0 ? ran.stdout.split('\n') : [];
+  return new Map(lines.map((line) => line.split(' ', 2) as [string, string]));
+}
+
 /** How many letters must change to make one name of the other. */
 function distance(a: string, b: string): number {
   let row = Array.from({ length: b.length + 1 }, (_, i) => i);
@@ -116,7 +131,7 @@ export async function inspectContainer(place: PodmanPlace, wanted: string): Prom
       details: { near, names: listed },
     });
   }
-  const found = v.safeParse(Inspected, JSON.parse(ran.stdout));
+  const found = v.safeParse(v.pipe(v.string(), v.parseJson(), Inspected), ran.stdout);
   const first = found.success ? found.output[0] : undefined;
   const logs = first?.StaticDir ?? (first?.OCIConfigPath === undefined ? undefined : dirname(first.OCIConfigPath));
   if (first === undefined || logs === undefined) {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The options that `checkpoint` and `restore` share, and how both report.
-import { type Command, InvalidArgumentError, Option } from 'commander';
+import { type Command, Option } from 'commander';
 import type { PodmanPlace } from '../adapters/podman.ts';
+import { podmanArgs, wholeNumber } from '../arguments.ts';
 import { colour, print, printJson, say, warn } from '../output.ts';
 import type { ActionResult } from './actions.ts';
 import { messageOf } from './criu-log.ts';
@@ -17,7 +18,7 @@ export interface SharedFlags {
   chunkMb?: number;
   hot?: string;
   sync?: boolean;
-  podmanArg: string[];
+  podmanArg?: readonly string[];
   runtime?: string;
   printStats?: boolean;
   timeout: number;
@@ -25,45 +26,36 @@ export interface SharedFlags {
   dryRun?: boolean;
 }
 
-const number =
-  (min: number, max: number) =>
-  (text: string): number => {
-    const value = Number(text);
-    if (!/^\d+$/.test(text) || value < min || value > max)
-      throw new InvalidArgumentError(`a number from ${min} to ${max}`);
-    return value;
-  };
-
 export function sharedOptions(command: Command): Command {
-  return command
-    .option('--print-stats', "print podman's and CRIU's figures as podman does, on stdout")
-    .option('--criu <dir>', 'built CRIU tree whose criu and CUDA plugin are used (default: what cudapool build made)')
-    .addOption(new Option('--criu-src <dir>', 'the same').conflicts('criu'))
-    .option('--pool', 'use the pool, and start it if there is none (default, unless CRIU_CUDA_CONTEXT_POOL=0)')
-    .option('--no-pool', 'go the stock way')
-    .option('--parallel', 'restore the processes of a tree at once (CRIU_CUDA_PARALLEL_RESTORE=1)')
-    .option('--no-parallel', 'restore them one after another')
-    .option('--streams <n>', 'CRIU_CUDA_STREAMS', number(0, 64))
-    .option('--chunk-mb <n>', 'CRIU_CUDA_CHUNK_MB', number(0, 1024))
-    .addOption(
-      new Option('--hot <how>', 'CUDAPOOL_HOT: how GPU memory that stayed on the GPU comes back').choices([
-        ...['auto', 'move', 'copy', 'off'],
-      ]),
-    )
-    .option('--runtime <name>', "podman's OCI runtime; runc where crun was built without CRIU")
-    .option(
-      '--podman-arg <arg>',
-      'a global option of podman, as --podman-arg=--root=/srv/podman; may be repeated',
-      (arg: string, all: string[]) => [...all, arg],
-      [],
-    )
-    .option('--timeout <seconds>', 'give up after this time', number(1, 86_400), 900)
+  return podmanArgs(
+    command
+      .option('--print-stats', "print podman's and CRIU's figures as podman does, on stdout")
+      .option('--criu <dir>', 'built CRIU tree whose criu and CUDA plugin are used (default: what cudapool build made)')
+      .addOption(new Option('--criu-src <dir>', 'the same').conflicts('criu'))
+      .option('--pool', 'use the pool, and start it if there is none (default, unless CRIU_CUDA_CONTEXT_POOL=0)')
+      .option('--no-pool', 'go the stock way')
+      .option('--parallel', 'restore the processes of a tree at once (CRIU_CUDA_PARALLEL_RESTORE=1)')
+      .option('--no-parallel', 'restore them one after another')
+      .option(
+        '--streams <n>',
+        'CRIU_CUDA_STREAMS: threads that save or load an image; 0: the pool decides',
+        wholeNumber(0, 64),
+      )
+      .option('--chunk-mb <n>', 'CRIU_CUDA_CHUNK_MB: MiB of one copy; 0: the pool decides', wholeNumber(0, 1024))
+      .addOption(
+        new Option('--hot <how>', 'CUDAPOOL_HOT: how GPU memory that stayed on the GPU comes back').choices([
+          ...['auto', 'move', 'copy', 'off'],
+        ]),
+      )
+      .option('--runtime <name>', "podman's OCI runtime; runc where crun was built without CRIU"),
+  )
+    .option('--timeout <seconds>', 'give up after this time', wholeNumber(1, 86_400), 900)
     .option('--json', 'print the result as JSON')
     .option('--dry-run', 'print the exact commands and change nothing');
 }
 
 export const placeOf = (flags: SharedFlags): PodmanPlace => ({
-  globals: [...flags.podmanArg, ...(flags.runtime === undefined ? [] : [`--runtime=${flags.runtime}`])],
+  globals: [...(flags.podmanArg ?? []), ...(flags.runtime === undefined ? [] : [`--runtime=${flags.runtime}`])],
 });
 
 export const pluginOptionsOf = (flags: SharedFlags): PluginOptions & { criu?: string; timeoutMs: number } => {

@@ -3,17 +3,22 @@
 import { readdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Container } from '../adapters/podman.ts';
+import { bytes } from '../output.ts';
 import type { ParkRecord } from './records.ts';
 
 /** Where podman keeps a container's checkpoint. */
 export const checkpointDir = ({ logs }: Pick<Container, 'logs'>): string => join(logs, 'checkpoint');
 
 /** pool/image.h: IMAGE_PREFIX and IMAGE_SUFFIX around the token. */
-const IMAGE = /^cudapool-[0-9a-f]{32}\.img$/;
+const IMAGE = /^cudapool-([0-9a-f]{32})\.img$/;
 
 export interface ImageFile {
   readonly file: string;
+  /** 32 hexadecimal digits that name the park. */
+  readonly token: string;
   readonly bytes: number;
+  /** When it was complete. */
+  readonly mtime_ms: number;
 }
 
 /** The complete images in a directory; none where there is no such directory. */
@@ -24,12 +29,17 @@ export function imagesIn(dir: string): ImageFile[] {
   } catch {
     return [];
   }
-  return names
-    .filter((name) => IMAGE.test(name))
-    .sort()
-    .map((name) => join(dir, name))
-    .map((file) => ({ file, bytes: statSync(file).size }));
+  return names.sort().flatMap((name) => {
+    const token = IMAGE.exec(name)?.[1];
+    const found = token === undefined ? undefined : statSync(join(dir, name), { throwIfNoEntry: false });
+    if (token === undefined || found === undefined) return [];
+    return [{ file: join(dir, name), token, bytes: found.size, mtime_ms: found.mtimeMs }];
+  });
 }
+
+/** The directory with images that a folder stands for: it, or the one that podman keeps in it; undefined: there are none. */
+export const imageDirAt = (folder: string): string | undefined =>
+  [folder, join(folder, 'checkpoint'), join(folder, 'userdata', 'checkpoint')].find((dir) => imagesIn(dir).length > 0);
 
 const PATHS: Readonly<Record<string, string>> = {
   stock: 'not parked',
@@ -40,15 +50,14 @@ const PATHS: Readonly<Record<string, string>> = {
   returned: 'given back',
 };
 
-export const gib = (bytes: number): string =>
-  bytes >= 2 ** 30 ? `${(bytes / 2 ** 30).toFixed(2)} GiB` : `${(bytes / 2 ** 20).toFixed(1)} MiB`;
-
 /** '6.55 GiB of GPU memory of python3 (4711): copied on the GPU; left to the driver: 12.0 MiB small'. */
 export function recordLine({ pid, process, path, why, parked_bytes, left_bytes }: ParkRecord): string {
   const rest = Object.entries(left_bytes).filter(([, size]) => size > 0);
   return (
-    `${gib(parked_bytes)} of GPU memory of ${process} (${pid}): ${PATHS[path] ?? path}` +
+    `${bytes(parked_bytes)} of GPU memory of ${process} (${pid}): ${PATHS[path] ?? path}` +
     (why === '' ? '' : ` (${why})`) +
-    (rest.length === 0 ? '' : `; left to the driver: ${rest.map(([kind, size]) => `${gib(size)} ${kind}`).join(', ')}`)
+    (rest.length === 0
+      ? ''
+      : `; left to the driver: ${rest.map(([kind, size]) => `${bytes(size)} ${kind}`).join(', ')}`)
   );
 }

@@ -9,6 +9,7 @@ const bytes = v.pipe(v.number(), v.integer(), v.minValue(0));
 /** What the pool says of one process in one checkpoint or restore (pool/records.h); there may be more. */
 const ParkRecord = v.looseObject({
   stage: v.picklist(['dump', 'restore']),
+  at: v.pipe(v.string(), v.isoTimestamp()),
   path: v.string(),
   error: v.number(),
   why: v.string(),

@@ -1,19 +1,25 @@
 // SPDX-License-Identifier: MIT
 // Parked GPU memory on the command line: images, tiers, records, and what a wrong configuration does.
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, utimesSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Command } from 'commander';
 import t from 'tap';
+import { cudaAction } from '../../harness/adapters/cuda-checkpoint.ts';
+import { inspectContainer } from '../../harness/adapters/podman.ts';
 import { podmanFlags } from '../../harness/container/cli-options.ts';
-import { imagesIn, recordLine } from '../../harness/container/images.ts';
+import { imageDirAt, imagesIn, recordLine } from '../../harness/container/images.ts';
 import { makeLab } from '../../harness/container/lab.ts';
+import { ownImages, pruneOwnImages } from '../../harness/container/own-images.ts';
 import { leftBytes, type ParkRecord, parksOf, recordsIn, recordsOf } from '../../harness/container/records.ts';
-import { builtCriu, cudapool, isRoot, skipUnless, tempDir } from '../support/index.ts';
+import { age, bytes, count, table } from '../../harness/output.ts';
+import { built } from '../../harness/paths.ts';
+import { builtCriu, cudapool, isRoot, skipUnless, softCuda, startPool, tempDir } from '../support/index.ts';
 
 const TOKEN = '0123456789abcdef0123456789abcdef';
 
 const record: ParkRecord = {
   stage: 'restore',
+  at: '2026-11-22T17:04:32Z',
   path: 'hot-copy',
   error: 0,
   why: '',
@@ -53,7 +59,10 @@ t.test('images in a directory', async (t) => {
   const dir = tempDir(t);
   for (const name of [`cudapool-${TOKEN}.img`, `cudapool-${TOKEN}.img.part`, 'cudapool-x.img', 'pages-1.img'])
     writeFileSync(join(dir, name), 'x');
-  t.same(imagesIn(dir), [{ file: join(dir, `cudapool-${TOKEN}.img`), bytes: 1 }], 'complete ones only');
+  t.match(imagesIn(dir), [{ file: join(dir, `cudapool-${TOKEN}.img`), token: TOKEN, bytes: 1 }]);
+  t.equal(imagesIn(dir).length, 1, 'complete ones only');
+  t.equal(imageDirAt(dir), dir);
+  t.equal(imageDirAt(join(dir, '..')), undefined);
   t.same(imagesIn(join(dir, 'none')), []);
 });
 
@@ -77,7 +86,9 @@ t.test('cudapool image', async (t) => {
 
 t.test('cudapool evict and prefetch', async (t) => {
   const socket = join(tempDir(t), 's');
-  for (const args of [['evict'], ['evict', TOKEN, '--tier', 'cold'], ['prefetch', '/tmp']]) {
+  const dir = tempDir(t);
+  writeFileSync(join(dir, `cudapool-${TOKEN}.img`), 'x');
+  for (const args of [['evict'], ['evict', TOKEN, '--tier', 'cold'], ['evict', dir], ['prefetch', dir]]) {
     const dry = await cudapool([...args, '--socket', socket, '--dry-run']);
     t.match(
       dry,
@@ -89,7 +100,10 @@ t.test('cudapool evict and prefetch', async (t) => {
     t.match(none, { exitCode: 1, stderr: /there is no pool[\s\S]*cudapool pool start/ });
   }
   t.match(await cudapool(['evict', '--tier', 'hot']), { exitCode: 2 });
-  t.match(await cudapool(['prefetch', '/nonexistent']), { exitCode: 2, stderr: /\/nonexistent is no folder/ });
+  for (const verb of ['evict', 'prefetch']) {
+    t.match(await cudapool([verb, '/nonexistent']), { exitCode: 2, stderr: /\/nonexistent is no folder/ });
+    t.match(await cudapool([verb, tempDir(t)]), { exitCode: 1, stderr: /ERR_CUDAPOOL_NO_IMAGE/ }, 'an empty folder');
+  }
 });
 
 t.test('options of podman that are passed on', async (t) => {
@@ -111,13 +125,23 @@ t.test('a container with parked memory', async (t) => {
   const dumped = await cudapool(['checkpoint', '--keep', criu, ...shared, workload.name], { env: { ...env, ...path } });
   t.match(dumped, { exitCode: 0, stderr: /16\.0 MiB of GPU memory of gpu_app \(\d+\): parked/ });
   const status = await cudapool(['status'], { env });
-  t.match(status.stdout, /^\w{12} gpu_app +16\.0 MiB +hot/m);
-  t.match(status.stdout, /last checkpoints and restores\n {2}dump: 16\.0 MiB/);
+  t.match(status.stdout, /^\w{12} gpu_app +16\.0 MiB +hot/m, 'a container of another podman: by its id');
+  t.match(status.stdout, /last checkpoints and restores\n {2}\d+ s ago, dump of \w{12}: 16\.0 MiB/);
+  const named = await cudapool(['status', ...shared], { env });
+  const [, token = ''] =
+    new RegExp(`^${workload.name} gpu_app +16\\.0 MiB +hot .* ([0-9a-f]{8})$`, 'm').exec(named.stdout) ?? [];
+  t.equal(token.length, 8, `by its name, and a token: ${named.stdout}`);
 
-  const evicted = await cudapool(['evict', '--json', ...shared, workload.name], { env });
-  t.match(JSON.parse(evicted.stdout), { count: 1, hot_bytes: 16 * 2 ** 20 });
-  const fetched = await cudapool(['prefetch', '--json', ...shared, workload.name], { env });
-  t.match(JSON.parse(fetched.stdout), { count: 1, bytes: 16 * 2 ** 20 });
+  for (const what of [[...shared, workload.name], [token]]) {
+    const evicted = await cudapool(['evict', '--json', ...what], { env });
+    t.match(JSON.parse(evicted.stdout), { count: 1, hot_bytes: 16 * 2 ** 20 }, what.join(' '));
+    const fetched = await cudapool(['prefetch', '--json', ...shared, workload.name], { env });
+    t.match(JSON.parse(fetched.stdout), { count: 1, bytes: 16 * 2 ** 20 });
+  }
+  const { logs } = await inspectContainer(lab.podman, workload.name);
+  const inspected = await cudapool(['image', 'verify', logs], { env });
+  t.match(inspected.stdout, /^ {2}GPU memory +16\.0 MiB, 2 pieces of 8\.0 MiB$/m);
+  t.match(inspected.stdout, /^ {2}checksums +right$/m);
 
   const wrong = join(lab.dir, 'wrong.conf');
   writeFileSync(wrong, 'CUDAPOOL_HOT_PERCENT=lots\n');
@@ -132,4 +156,78 @@ t.test('a container with parked memory', async (t) => {
   });
   t.match(restored, { exitCode: 0, stderr: /16\.0 MiB of GPU memory of gpu_app/ });
   t.match((await workload.ask()).answers, [{ wrong: 0 }]);
+});
+
+t.test('old images in the pool’s own directory', async (t) => {
+  if (!skipUnless(t, isRoot, 'needs root')) return;
+  const dir = tempDir(t);
+  const config = join(dir, 'cudapool.conf');
+  writeFileSync(config, `CUDAPOOL_IMAGE_DIR=${dir}\n`);
+  const env = { CUDAPOOL_CONFIG: config, CUDAPOOL_SOCKET: join(dir, 's') };
+  const image = (digit: string, hours: number): string => {
+    const file = join(dir, `cudapool-${digit.repeat(32)}.img`);
+    writeFileSync(file, 'x'.repeat(1000));
+    utimesSync(file, new Date(), new Date(Date.now() - hours * 3_600_000));
+    return file;
+  };
+  const [old, young] = [image('a', 25), image('b', 23)];
+  writeFileSync(join(dir, 'cudapool-notes.img'), ''); // nobody's image
+  const place = { env };
+  t.match(await ownImages(place), { dir, count: 2, bytes: 2000, oldest_age_s: 25 * 3600 });
+  const status = await cudapool(['status', '--json'], { env });
+  t.match(JSON.parse(status.stdout), { running: false, own_images: { dir, count: 2 } });
+
+  t.match(await cudapool(['image', 'prune'], { env }), { exitCode: 2, stderr: /--older-than/ });
+  for (const wrong of ['7', 'd', '-1d', '1w'])
+    t.match(await cudapool(['image', 'prune', '--older-than', wrong], { env }), { exitCode: 2 }, wrong);
+  const none = await cudapool(['image', 'prune', '--older-than', '1d'], { env });
+  t.match(
+    none,
+    { exitCode: 1, stderr: /ERR_CUDAPOOL_NO_POOL[\s\S]*cudapool pool start/ },
+    'only a pool knows who waits',
+  );
+  await startPool(t, softCuda(t), { socket: env.CUDAPOOL_SOCKET, env });
+  const dry = await cudapool(['image', 'prune', '--older-than', '1d', '--dry-run'], { env });
+  t.match(dry, { exitCode: 0, stdout: `rm ${old}` }, dry.stderr);
+  t.ok(existsSync(old), 'and nothing is gone');
+  const pruned = await cudapool(['image', 'prune', '--older-than', '1d', '--json'], { env });
+  t.match(JSON.parse(pruned.stdout), { dir, removed: [old], bytes: 1000, awaited: [], left: 1 });
+  t.same([existsSync(old), existsSync(young)], [false, true]);
+  t.ok(existsSync(join(dir, 'cudapool-notes.img')));
+});
+
+t.test('an image that a living process waits for is not old enough', async (t) => {
+  if (!skipUnless(t, isRoot && builtCriu('4.2.1').ready, 'needs root, and CRIU built')) return;
+  const lab = await makeLab({ driver: 'software', env: { CUDAPOOL_IMAGE_DIR: tempDir(t) } });
+  t.teardown(() => lab.dispose());
+  await lab.startPool();
+  const workload = await lab.start({ memoryMib: 8, shim: true });
+  const tool = { path: built.dropin, env: lab.env };
+  const pid = await workload.pid();
+  const checksum = (await workload.ask()).answers[0]?.checksum;
+  for (const action of ['lock', 'checkpoint'] as const) await cudaAction(tool, action, pid);
+  const kept = await pruneOwnImages(0, lab.poolPlace());
+  t.match(kept, { removed: [], awaited: [/cudapool-[0-9a-f]{32}\.img$/] });
+  const shown = await cudapool(['status'], { env: lab.env });
+  t.match(shown.stdout, /^held +1 process\n +gpu_app \(\d+\): parked$/m);
+  t.match(shown.stdout, /: 1 image of the drop-in, 8\.0 MiB$/m);
+
+  for (const action of ['restore', 'unlock'] as const) await cudaAction(tool, action, pid);
+  t.match((await workload.ask()).answers, [{ checksum }], 'it has its memory back');
+  t.match(await pruneOwnImages(0, lab.poolPlace()), { removed: [{}], awaited: [], bytes: 8 * 2 ** 20 });
+});
+
+t.test('units, and tables that fit', (t) => {
+  t.same([0, 1023, 1024, 2 ** 20, 7 * 2 ** 30].map(bytes), ['0 B', '1023 B', '1.0 KiB', '1.0 MiB', '7.00 GiB']);
+  t.same([-1, 90, 120, 7200, 172_800].map(age), ['0 s', '90 s', '2 min', '2 h', '2 d']);
+  t.same([count(1, 'image'), count(0, 'image')], ['1 image', '0 images']);
+  const rows = [
+    ['a long name', '1'],
+    ['b', '22'],
+  ];
+  t.equal(table(['x', 'n'], rows, { right: [1] }), 'x             n\na long name   1\nb            22');
+  const shrink = { column: 0, width: 12 };
+  t.equal(table([], rows, { right: [1], shrink }), 'a long …   1\nb         22');
+  t.equal(table([], rows, { right: [1], shrink: { column: 0, width: 99 } }), table([], rows, { right: [1] }));
+  t.end();
 });

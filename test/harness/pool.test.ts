@@ -39,8 +39,9 @@ t.test('start, status, restart, stop', async (t) => {
   const status = await cudapool(['status', '--json'], { env });
   t.match(json(status.stdout), { schema: 'cudapool.status/1', running: true, status: { pid: first.status.pid } });
   const shown = await cudapool(['status'], { env });
-  t.match(shown.stdout, new RegExp(`^pid +${first.status.pid}$`, 'm'));
-  t.match(shown.stdout, /^worker state +(warm|starting)$/m);
+  t.match(shown.stdout, new RegExp(`^pool +process ${first.status.pid}, `, 'm'));
+  t.match(shown.stdout, /^worker +(warm|starting): process \d+/m);
+  t.match(shown.stdout, /^held +nothing$/m);
 
   const restarted = await cudapool(['pool', 'restart', '--json'], { env });
   const second = json(restarted.stdout) as typeof first;
