@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 // `cudapool demo`, which `npm start` ends with: one podman container, restored without and with the pool, and what became of its GPU memory.
+import { availableParallelism, loadavg } from 'node:os';
 import type { Command } from 'commander';
 import { wholeNumber } from './arguments.ts';
 import { CudapoolError, requireRoot } from './errors.ts';
-import { print, printJson, say } from './output.ts';
+import { count, print, printJson, say, warn } from './output.ts';
 
 interface DemoFlags {
   runs: number;
@@ -33,6 +34,13 @@ async function demo(flags: DemoFlags): Promise<void> {
   say(
     'Two podman containers with memory on a GPU are checkpointed and restored in turn: one without the pool, one with it.',
   );
+  const [load = 0] = loadavg();
+  if (load > availableParallelism() / 2) {
+    warn(
+      `this machine is busy (load ${load.toFixed(1)}, ${count(availableParallelism(), 'processor')}): times will be longer, and ratios unsteady`,
+      'do it again when nothing else runs, or with --runs 10',
+    );
+  }
   const { document } = await runSession({
     suites: [demoSuite],
     costs: H200_COSTS,

@@ -115,7 +115,7 @@ export function which(program: string, path = process.env.PATH ?? ''): string | 
   return undefined;
 }
 
-function isExecutable(path: string): boolean {
+export function isExecutable(path: string): boolean {
   try {
     accessSync(path, constants.X_OK);
     return true;

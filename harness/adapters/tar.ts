@@ -26,6 +26,11 @@ export async function packFolder(dir: string, file: string): Promise<void> {
   );
 }
 
+/** A folder as a plain archive, as it is. */
+export async function archiveFolder(dir: string, file: string): Promise<void> {
+  await exec('tar', ['--create', '--file', file, '-C', dir, '.'], { timeoutMs: 120_000 });
+}
+
 /** Unpacks `members` (default: all) of a tarball into `dir`, without the archive's first path component. */
 export async function unpack(tarball: string, dir: string, members: readonly string[] = []): Promise<void> {
   if (!isDryRun()) mkdirSync(dir, { recursive: true });

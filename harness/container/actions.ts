@@ -16,7 +16,7 @@ import { asCudapoolError, CudapoolError } from '../errors.ts';
 import { type CriuLog, messageOf, NO_LOG, type PluginPath, parseCriuLog } from './criu-log.ts';
 import { type CriuChoice, chooseCriu, withStockPlugin } from './criu-tree.ts';
 import { type PluginOptions, pluginEnvironment, wantsPool } from './environment.ts';
-import { checkpointDir } from './images.ts';
+import { checkpointDir, imagesIn } from './images.ts';
 import { type CriuStart, type Injection, inject } from './injection.ts';
 import { watchLog } from './log-watch.ts';
 import { ensurePool, poolReport } from './pool-process.ts';
@@ -186,7 +186,8 @@ async function act(
     why: log.why,
     pool_wanted: wantsPool(options),
     plugin_messages: log.plugin_messages,
-    memory: after === undefined || !wantsPool(options) ? [] : await memoryOf(after, action, env),
+    // Of another way there may be records of an earlier checkpoint.
+    memory: after === undefined || log.path !== 'pool' ? [] : await memoryOf(after, action, env),
     criu: {
       binary: criu.binary,
       plugins: criu.plugins,
@@ -271,6 +272,12 @@ const CAUSES: readonly { readonly pattern: RegExp; readonly hint: string }[] = [
   },
 ];
 
+/** What is parked, only a pool can give back. */
+const wayWithout = (container: Container | undefined): string =>
+  container === undefined || imagesIn(checkpointDir(container)).length > 0
+    ? 'what is parked in it needs a pool: cudapool pool restart starts another one'
+    : 'without the pool: cudapool restore --no-pool';
+
 function failure(
   action: 'checkpoint' | 'restore',
   ran: ExecResult,
@@ -286,9 +293,7 @@ function failure(
   const hints = [
     shim?.state === 'lost' ? shim.hint : undefined,
     cause?.hint,
-    action === 'restore' && path === 'pool'
-      ? 'the checkpoint is as it was; without the pool: cudapool restore --no-pool'
-      : undefined,
+    action === 'restore' && path === 'pool' ? `the checkpoint is as it was; ${wayWithout(before)}` : undefined,
     existsSync(log.file) ? `all that CRIU said: ${log.file}` : `to see it by itself: ${ran.command}`,
   ];
   return new CudapoolError(

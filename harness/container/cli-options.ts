@@ -87,6 +87,12 @@ export function report(result: ActionResult, flags: SharedFlags): void {
       result.path === 'absent' ? 'cudapool build' : 'cudapool check',
     );
   }
+  if (!result.pool_wanted && result.path === 'pool' && result.action === 'restore') {
+    warn(
+      'the pool was used all the same: the GPU memory of this checkpoint is parked, and only a pool can map it back',
+      'to go without, take the checkpoint without: cudapool checkpoint --no-pool',
+    );
+  }
   if (process.env.LD_PRELOAD?.includes('libcudapool.so')) {
     warn(
       'LD_PRELOAD of this command reaches podman, the runtime and CRIU, where the shim does nothing; not the application',

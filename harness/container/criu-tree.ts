@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Which CRIU is used: a built source tree, with its binary and its CUDA plugin.
-import { accessSync, constants, existsSync, readdirSync } from 'node:fs';
+import { existsSync, readdirSync } from 'node:fs';
 import { join, resolve } from 'node:path';
+import { isExecutable } from '../adapters/exec.ts';
 import { unfitError } from '../errors.ts';
 import { CRIU_DEFAULT, criuTree, inRoot } from '../paths.ts';
 
@@ -17,15 +18,6 @@ const at = (tree: string): CriuChoice => ({
   binary: join(tree, 'criu', 'criu'),
   plugins: join(tree, 'plugins', 'cuda'),
 });
-
-function executable(path: string): boolean {
-  try {
-    accessSync(path, constants.X_OK);
-    return true;
-  } catch {
-    return false;
-  }
-}
 
 /** `cudapool build` keeps the plugin as upstream has it in this folder of the tree. */
 const STOCK = 'stock';
@@ -47,7 +39,7 @@ export function withStockPlugin(choice: CriuChoice): CriuChoice {
 export function chooseCriu(asked?: string): CriuChoice {
   if (asked !== undefined) {
     const choice = at(resolve(asked));
-    if (!executable(choice.binary)) {
+    if (!isExecutable(choice.binary)) {
       throw unfitError(
         'ERR_CUDAPOOL_CRIU_NOT_BUILT',
         `${choice.binary} is not there: ${existsSync(choice.tree) ? 'the tree is not built' : 'there is no such tree'}`,
@@ -67,7 +59,7 @@ export function chooseCriu(asked?: string): CriuChoice {
   const found = (existsSync(build) ? readdirSync(build) : [])
     .filter((name) => name.startsWith('criu-'))
     .map((name) => at(join(build, name)))
-    .filter((choice) => executable(choice.binary) && existsSync(join(choice.plugins, 'cuda_plugin.so')));
+    .filter((choice) => isExecutable(choice.binary) && existsSync(join(choice.plugins, 'cuda_plugin.so')));
   const best = found.find((choice) => choice.tree === criuTree(CRIU_DEFAULT)) ?? found.at(-1);
   if (best === undefined) {
     throw unfitError('ERR_CUDAPOOL_CRIU_NOT_BUILT', 'there is no CRIU with the patched plugin yet', 'cudapool build');

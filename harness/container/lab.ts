@@ -18,6 +18,7 @@ import { PRETEND_GPU } from '../adapters/criu.ts';
 import { type PoolPlace, poolState, stopPool } from '../adapters/cudapoold.ts';
 import { exec, lastLines, tidyUp } from '../adapters/exec.ts';
 import { inspectContainer, type PodmanPlace, podman } from '../adapters/podman.ts';
+import { archiveFolder } from '../adapters/tar.ts';
 import { unfitError } from '../errors.ts';
 import { built } from '../paths.ts';
 import {
@@ -247,7 +248,7 @@ export async function makeLab(options: LabOptions = {}): Promise<Lab> {
     if (image !== undefined) return image;
     const { rootfs } = await prepare(GPU_APP);
     const archive = join(dir, 'rootfs.tar');
-    await exec('tar', ['--create', '--file', archive, '--directory', rootfs, '.'], { timeoutMs: 120_000 });
+    await archiveFolder(rootfs, archive);
     await podman(place, ['import', '--quiet', archive, IMAGE], { timeoutMs: 120_000 });
     rmSync(archive);
     image = IMAGE;

@@ -2,43 +2,17 @@
 // The smallest root filesystem that runs a program: it, its interpreter, and the libraries that it and its plugins need.
 import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, realpathSync, statSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
-import { look } from '../adapters/exec.ts';
-import { unfitError } from '../errors.ts';
+import { cachedLibraries, librariesOf } from '../adapters/binutils.ts';
 
 /** Where a container's program lies. */
 export const PROGRAM_DIR = '/app';
 /** Where the NVIDIA driver's libraries are copied to; not below /usr, which may be mounted from this machine. */
 export const DRIVER_DIR = '/opt/nvidia';
 
-/** The libraries that the loader would load for these files, as absolute paths. */
-export async function neededLibraries(files: readonly string[]): Promise<string[]> {
-  const found = new Set<string>();
-  for (const file of files) {
-    const { stdout, exitCode } = await look('ldd', [file], { reject: false });
-    if (exitCode !== 0 && !/statically linked|not a dynamic executable/.test(stdout)) continue;
-    for (const line of stdout.split('\n')) {
-      const missing = /^\s*(\S+) => not found/.exec(line);
-      if (missing !== null) {
-        throw unfitError(
-          'ERR_CUDAPOOL_LIBRARY_MISSING',
-          `${file} needs ${missing[1]}, which is not installed`,
-          `ldd ${file} lists what it needs`,
-        );
-      }
-      const path = /(?:=>\s*)?(\/\S+)\s+\(0x/.exec(line)?.[1];
-      if (path !== undefined) found.add(path);
-    }
-  }
-  return [...found];
-}
-
 /** The NVIDIA driver's user-space libraries of this machine that CUDA loads, as absolute paths; none: no driver. */
 export async function driverLibraries(): Promise<string[]> {
   const wanted = /^lib(cuda|nvidia-ml|nvidia-ptxjitcompiler|nvidia-nvvm|nvidia-gpucomp|nvidia-tileiras)\S*\.so\.\d+$/;
-  const { stdout } = await look('ldconfig', ['-p'], { reject: false });
-  const listed = [...stdout.matchAll(/^\s*(\S+) \([^)]*x86-64[^)]*\) => (\S+)$/gm)]
-    .filter(([, name]) => wanted.test(name ?? ''))
-    .map(([, , path]) => path ?? '');
+  const listed = (await cachedLibraries()).filter(({ name }) => wanted.test(name)).map(({ path }) => path);
   const dirs = ['/usr/local/nvidia/lib64', '/usr/lib64/nvidia'].filter((dir) => existsSync(dir));
   const others = dirs.flatMap((dir) =>
     readdirSync(dir)
@@ -81,7 +55,9 @@ export async function makeRootfs({ dir, program, loadsLater = [], driver = [] }:
   for (const library of driver) copy(library, join(dir, DRIVER_DIR, basename(library)));
   if (program === undefined) return; // whatever runs in it brings its libraries along
   copy(program, join(dir, PROGRAM_DIR, basename(program)));
-  for (const library of await neededLibraries([program, ...loadsLater, ...driver])) copy(library, join(dir, library));
+  const needed = new Set<string>();
+  for (const file of [program, ...loadsLater, ...driver]) for (const each of await librariesOf(file)) needed.add(each);
+  for (const library of needed) copy(library, join(dir, library));
 }
 
 /** CAP_SYS_RESOURCE: without it a container's limits cannot be raised to podman's defaults. */

@@ -156,6 +156,13 @@ t.test('a container with parked memory', async (t) => {
   });
   t.match(restored, { exitCode: 0, stderr: /16\.0 MiB of GPU memory of gpu_app/ });
   t.match((await workload.ask()).answers, [{ wrong: 0 }]);
+
+  await cudapool(['checkpoint', '--keep', criu, ...shared, workload.name], { env: { ...env, ...path } });
+  const without = await cudapool(['restore', '--keep', '--no-pool', criu, ...shared, workload.name], {
+    env: { ...env, ...path },
+  });
+  t.match(without, { exitCode: 0, stderr: /warning: the pool was used all the same/ }, without.stderr);
+  t.match(without.stderr, /16\.0 MiB of GPU memory of gpu_app/, 'and what became of its memory is told');
 });
 
 t.test('old images in the pool’s own directory', async (t) => {
@@ -214,7 +221,7 @@ t.test('an image that a living process waits for is not old enough', async (t) =
 
   for (const action of ['restore', 'unlock'] as const) await cudaAction(tool, action, pid);
   t.match((await workload.ask()).answers, [{ checksum }], 'it has its memory back');
-  t.match(await pruneOwnImages(0, lab.poolPlace()), { removed: [{}], awaited: [], bytes: 8 * 2 ** 20 });
+  t.match(await pruneOwnImages(0, lab.poolPlace()), { removed: kept.awaited, awaited: [], left: 0 });
 });
 
 t.test('units, and tables that fit', (t) => {
