@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Runs the compiled command, after installing its packages and compiling it where that is due.
 import { spawnSync } from 'node:child_process';
-import { mkdirSync } from 'node:fs';
+import { accessSync, constants, existsSync, mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { root, stale } from './prepare.mjs';
@@ -11,7 +11,24 @@ if (Number.parseInt(process.versions.node, 10) < 20) {
   process.exit(3);
 }
 
+/** Set-up writes into both; where one is not there yet, into the root. */
+function writable() {
+  try {
+    for (const dir of ['build', 'node_modules']) {
+      accessSync(existsSync(join(root, dir)) ? join(root, dir) : root, constants.W_OK);
+    }
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 if (stale().length > 0) {
+  if (!writable()) {
+    process.stderr.write(`error: ${root} must be set up first, and you may not write there\n`);
+    process.stderr.write('hint: run it once with sudo, or as the owner of that folder\n');
+    process.exit(3);
+  }
   // One at a time: several commands may start in a fresh clone. The kernel drops the lock of a dead holder.
   mkdirSync(join(root, 'build'), { recursive: true });
   const prepare = fileURLToPath(new URL('prepare.mjs', import.meta.url));

@@ -1,10 +1,20 @@
 // SPDX-License-Identifier: MIT
 // bin/cudapool in a clone: compiles what is due, once, also when several commands start together.
-import { cpSync, existsSync, mkdirSync, readFileSync, rmSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { type ExecResult, exec } from '../../harness/adapters/exec.ts';
-import { inRoot, tempDir } from '../support/index.ts';
+import { inRoot, isRoot, skipUnless, tempDir } from '../support/index.ts';
 
 /** A clone with little in it; its npm packages are this tree's. */
 function clone(t: import('tap').Test): string {
@@ -75,6 +85,21 @@ t.test('an error of the compiler is shown, and nothing runs', async (t) => {
   t.equal(ran.stdout, '');
   writeFileSync(join(dir, 'harness', 'cli.ts'), source('mended'));
   t.match(await start(dir), { stdout: 'mended a b c' });
+});
+
+t.test('whoever may not write there is told so, in two lines', async (t) => {
+  if (!skipUnless(t, isRoot, 'needs root, to be somebody else')) return;
+  const dir = clone(t);
+  for (const each of [join(dir, '..'), dir]) chmodSync(each, 0o755);
+  const nobody = [
+    '--reuid=65534',
+    '--regid=65534',
+    '--clear-groups',
+    process.execPath,
+    join(dir, 'bin', 'launcher.mjs'),
+  ];
+  const ran = await exec('setpriv', nobody, { timeoutMs: 30_000, reject: false });
+  t.match(ran, { exitCode: 3, stdout: '', stderr: /^error: .* set up first.*\nhint: .*$/ });
 });
 
 t.test('packages are installed when the lockfile is another, by npm ci', async (t) => {
