@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // CRIU by itself, without podman: dumps and restores a process tree.
 import { join } from 'node:path';
-import { messageOf, readCriuLog } from '../container/criu-log.ts';
 import { CudapoolError } from '../errors.ts';
+import { messageOf, readCriuLog } from './criu-log.ts';
 import { execReaped, type Reaped } from './reaper.ts';
 
 export interface CriuRun {

@@ -2,11 +2,11 @@
 // Checkpoint and restore of one application in podman, in turn: stock, and with its GPU memory parked, each way it can come back.
 import { statfsSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { messageOf } from '../adapters/criu-log.ts';
 import { evict } from '../adapters/cudapoold.ts';
 import { inspectContainer } from '../adapters/podman.ts';
 import type { ActionResult } from '../container/actions.ts';
 import type { Answer } from '../container/ask.ts';
-import { messageOf } from '../container/criu-log.ts';
 import { checkpointDir, imagesIn, recordLine } from '../container/images.ts';
 import { type Lab, makeLab, type Workload, type WorkloadOptions } from '../container/lab.ts';
 import { leftBytes, type ParkRecord, recordsIn } from '../container/records.ts';

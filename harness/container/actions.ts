@@ -2,6 +2,7 @@
 // Checkpoint and restore of a podman container, with the environment that reaches CRIU, and with what CRIU said.
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
+import { type CriuLog, messageOf, NO_LOG, type PluginPath, parseCriuLog } from '../adapters/criu-log.ts';
 import type { PoolPlace } from '../adapters/cudapoold.ts';
 import { type ExecResult, isDryRun, lastLines } from '../adapters/exec.ts';
 import {
@@ -13,7 +14,6 @@ import {
   podman,
 } from '../adapters/podman.ts';
 import { asCudapoolError, CudapoolError } from '../errors.ts';
-import { type CriuLog, messageOf, NO_LOG, type PluginPath, parseCriuLog } from './criu-log.ts';
 import { type CriuChoice, chooseCriu, withStockPlugin } from './criu-tree.ts';
 import { type PluginOptions, pluginEnvironment, wantsPool } from './environment.ts';
 import { checkpointDir, imagesIn } from './images.ts';

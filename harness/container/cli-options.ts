@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 // The options that `checkpoint` and `restore` share, and how both report.
 import { type Command, Option } from 'commander';
+import { messageOf } from '../adapters/criu-log.ts';
 import type { PodmanPlace } from '../adapters/podman.ts';
 import { podmanArgs, wholeNumber } from '../arguments.ts';
 import { colour, print, printJson, say, warn } from '../output.ts';
 import type { ActionResult } from './actions.ts';
-import { messageOf } from './criu-log.ts';
 import type { PluginOptions } from './environment.ts';
 import { recordLine } from './images.ts';
 

@@ -2,7 +2,7 @@
 // Holds on to CRIU's log while it is written: without --keep podman deletes it within the restore.
 import { closeSync, type FSWatcher, fstatSync, openSync, watch } from 'node:fs';
 import { join } from 'node:path';
-import { readTail } from './criu-log.ts';
+import { readTail } from '../adapters/criu-log.ts';
 import type { Injection } from './injection.ts';
 
 export interface LogWatch {

@@ -98,7 +98,11 @@ t.test('whoever may not write there is told so, in two lines', async (t) => {
     process.execPath,
     join(dir, 'bin', 'launcher.mjs'),
   ];
-  const ran = await exec('setpriv', nobody, { timeoutMs: 30_000, reject: false });
+  const ran = await exec('setpriv', nobody, {
+    timeoutMs: 30_000,
+    reject: false,
+    env: { NODE_OPTIONS: undefined }, // tap's own would write, too
+  });
   t.match(ran, { exitCode: 3, stdout: '', stderr: /^error: .* set up first.*\nhint: .*$/ });
 });
 
