@@ -91,18 +91,10 @@ t.test('whoever may not write there is told so, in two lines', async (t) => {
   if (!skipUnless(t, isRoot, 'needs root, to be somebody else')) return;
   const dir = clone(t);
   for (const each of [join(dir, '..'), dir]) chmodSync(each, 0o755);
-  const nobody = [
-    '--reuid=65534',
-    '--regid=65534',
-    '--clear-groups',
-    process.execPath,
-    join(dir, 'bin', 'launcher.mjs'),
-  ];
-  const ran = await exec('setpriv', nobody, {
-    timeoutMs: 30_000,
-    reject: false,
-    env: { NODE_OPTIONS: undefined }, // tap's own would write, too
-  });
+  const start = [process.execPath, join(dir, 'bin', 'launcher.mjs')];
+  const nobody = ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups', ...start];
+  // tap's own option for node would write into this tree
+  const ran = await exec('env', ['-u', 'NODE_OPTIONS', ...nobody], { timeoutMs: 30_000, reject: false });
   t.match(ran, { exitCode: 3, stdout: '', stderr: /^error: .* set up first.*\nhint: .*$/ });
 });
 
