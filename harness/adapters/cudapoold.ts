@@ -51,9 +51,13 @@ const Option = v.object({
 });
 export type PoolOption = v.InferOutput<typeof Option>;
 
-/** How wire/client.c says that nobody listens, and that a pool of another version does. */
+/** How wire/client.c says that nobody listens, that a pool of another version does, and that the socket is not for everybody. */
 const ABSENT = /: no pool answers there/;
 const OTHER_VERSION = /speaks version \d+, this client/;
+const FORBIDDEN = /: permission denied: be root/;
+
+const forbidden = (why: string): CudapoolError =>
+  unfitError('ERR_CUDAPOOL_PERMISSION', why, 'run it again with sudo, or as a member of CUDAPOOL_GROUP');
 
 /** What the daemon said on stderr, without its log prefix. */
 const complaint = (ran: ExecResult): string =>
@@ -138,12 +142,13 @@ export type PoolState =
   /** There is none (`absent`), or one that cannot be asked. */
   | { running: false; absent: boolean; why: string };
 
-/** What the pool reports; a pool that is not there, or refuses, is no error here. A wrong configuration is. */
+/** What the pool reports; a pool that is not there, or of another version, is no error here. A wrong configuration is. */
 export async function poolState(place: PoolPlace = {}): Promise<PoolState> {
   const ran = await ask(place, ['--status']);
   if (ran.exitCode === 0) return { running: true, status: parse(Status, ran, 'status') };
   const why = complaint(ran);
   const absent = ABSENT.test(why);
+  if (FORBIDDEN.test(why)) throw forbidden(why);
   if (!absent) await poolOptions(place); // is it the configuration?
   return { running: false, absent, why };
 }
@@ -172,7 +177,6 @@ export async function startPool(
 
 /** Ends the pool. It refuses while it holds processes of a dump or restore under way. */
 export async function stopPool(place: PoolPlace): Promise<void> {
-  requireRoot('stop the pool');
   const ran = await exec(daemonOf(place), ['--stop', ...socketArgs(place)], {
     timeoutMs: 30_000,
     reject: false,
@@ -180,6 +184,7 @@ export async function stopPool(place: PoolPlace): Promise<void> {
   });
   if (ran.exitCode === 0) return;
   const why = complaint(ran);
+  if (FORBIDDEN.test(why)) throw forbidden(why);
   if (OTHER_VERSION.test(why) && (await terminate(place))) return;
   throw new CudapoolError('ERR_CUDAPOOL_POOL_STOP', `the pool was not stopped: ${why}`, {
     hint: 'see what it holds: cudapool status',
@@ -243,7 +248,6 @@ const MOVE_MS = 3_700_000;
 
 /** A request that the pool answers with FOUND. It changes nothing that a restore would miss, so a dry run prints it. */
 async function move(place: PoolPlace, args: readonly string[], what: string): Promise<Found | undefined> {
-  requireRoot(what);
   const ran = await exec(daemonOf(place), [...args, ...socketArgs(place)], {
     timeoutMs: MOVE_MS,
     reject: false,
@@ -252,6 +256,7 @@ async function move(place: PoolPlace, args: readonly string[], what: string): Pr
   if (ran.dry) return undefined;
   if (ran.exitCode === 0) return parse(Found, ran, 'answer');
   const why = complaint(ran);
+  if (FORBIDDEN.test(why)) throw forbidden(why);
   if (ABSENT.test(why)) {
     throw new CudapoolError('ERR_CUDAPOOL_NO_POOL', 'there is no pool', { hint: '`cudapool pool start` starts one' });
   }

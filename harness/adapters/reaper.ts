@@ -15,7 +15,7 @@ export interface Reaped {
   readonly wall_ms: number;
 }
 
-const MAX_STDERR = 1 << 16;
+const MAX_OUTPUT = 1 << 16;
 
 /** Runs a command to its end; what it leaves behind is reaped when it ends, however much later that is. */
 export async function execReaped(
@@ -34,7 +34,7 @@ export async function execReaped(
   let stdout = '';
   let stderr = '';
   child.stderr.on('data', (chunk: Buffer) => {
-    stderr = (stderr + chunk.toString()).slice(-MAX_STDERR);
+    stderr = (stderr + chunk.toString()).slice(-MAX_OUTPUT);
   });
   try {
     const exitCode = await new Promise<number>((resolve, reject) => {
@@ -58,7 +58,7 @@ export async function execReaped(
         cancelSignal().removeEventListener('abort', onAbort);
       };
       child.stdout.on('data', (chunk: Buffer) => {
-        stdout += chunk.toString();
+        stdout = (stdout + chunk.toString()).slice(-MAX_OUTPUT);
         const code = /^end (\d+)$/m.exec(stdout)?.[1];
         if (code === undefined) return;
         settle();

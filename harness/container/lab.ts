@@ -16,7 +16,7 @@ import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { PRETEND_GPU } from '../adapters/criu.ts';
 import { type PoolPlace, poolState, stopPool } from '../adapters/cudapoold.ts';
-import { exec, lastLines, tidyUp } from '../adapters/exec.ts';
+import { exec, lastLines, tidyUp, which } from '../adapters/exec.ts';
 import { inspectContainer, type PodmanPlace, podman } from '../adapters/podman.ts';
 import { archiveFolder } from '../adapters/tar.ts';
 import { unfitError } from '../errors.ts';
@@ -175,6 +175,10 @@ function podmanPlace(dir: string, storage: string): PodmanPlace {
 }
 
 export async function makeLab(options: LabOptions = {}): Promise<Lab> {
+  for (const tool of ['podman', 'runc']) {
+    if (which(tool) !== undefined) continue;
+    throw unfitError('ERR_CUDAPOOL_TOOL_MISSING', `${tool} is not installed, or not in PATH`, 'cudapool setup');
+  }
   const driver = chooseDriver(options.driver);
   const criu = chooseCriu(options.criu);
   const dir = mkdtempSync(join(tmpdir(), 'cudapool-lab-'));

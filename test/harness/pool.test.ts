@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // `cudapool pool`, `status` and `options`: a pool of one's own, one that is absent, one of another version.
-import { cpSync, readFileSync, writeFileSync } from 'node:fs';
+import { chmodSync, cpSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { exec } from '../../harness/adapters/exec.ts';
@@ -63,6 +63,22 @@ t.test('no pool', async (t) => {
   t.match(json(asJson.stdout), { running: false, absent: true, why: socket });
   const stop = await cudapool(['pool', 'stop'], { env });
   t.equal(stop.exitCode, 0, 'to stop what is not there is no failure');
+});
+
+t.test('a pool that is not for everybody', async (t) => {
+  if (!skipUnless(t, isRoot, 'needs root, to be somebody else')) return;
+  const { env, socket } = place(t);
+  for (const folder of [join(socket, '..'), env.SOFTCUDA_DIR ?? '']) chmodSync(folder, 0o755);
+  await startPool(t, { dir: '', env }, { socket, env });
+  const nobody = ['-u', 'NODE_OPTIONS', 'setpriv', '--reuid=65534', '--regid=65534', '--clear-groups'];
+  for (const command of [['status'], ['evict'], ['pool', 'stop']]) {
+    const ran = await exec('env', [...nobody, inRoot('bin', 'cudapool'), ...command], {
+      timeoutMs: 30_000,
+      reject: false,
+      env,
+    });
+    t.match(ran, { exitCode: 3, stderr: /permission denied[\s\S]*hint:.*sudo/ }, command.join(' '));
+  }
 });
 
 t.test('something else listens there', async (t) => {
