@@ -7,7 +7,7 @@ import type { ImageReport } from './adapters/cudapoold.ts';
 import { duration } from './arguments.ts';
 import { imageDirAt, imagesIn } from './container/images.ts';
 import { asCudapoolError, CudapoolError, EXIT, errorToJson, requireRoot, usageError } from './errors.ts';
-import { bytes, count, print, printError, printJson, progress, say, table, warn } from './output.ts';
+import { bytes, count, cudaVersion, print, printError, printJson, progress, say, table, warn } from './output.ts';
 
 /** The images that a path stands for: a file, a directory of CRIU's, or what podman keeps for a container. */
 function imagesAt(path: string): string[] {
@@ -30,7 +30,6 @@ function imagesAt(path: string): string[] {
 function described(image: ImageReport): string[][] {
   const { pieces, smallest_piece_bytes: least, largest_piece_bytes: most } = image;
   const each = least === most ? `of ${bytes(most)}` : `of ${bytes(least)} to ${bytes(most)}`;
-  const driver = `${Math.floor(image.driver_version / 1000)}.${Math.floor((image.driver_version % 1000) / 10)}`;
   return [
     ['  of', `${image.process} (${image.pid}), dumped at ${image.created}`],
     ['  GPU memory', `${bytes(image.bytes)}, ${count(pieces, 'piece')}${pieces === 0 ? '' : ` ${each}`}`],
@@ -39,7 +38,7 @@ function described(image: ImageReport): string[][] {
       '  GPU',
       `${uuid}: ${bytes(device.bytes)}, and ${bytes(device.left_bytes)} left to the driver`,
     ]),
-    ['  made by', `cudapool ${image.build}, CUDA ${driver}; format ${image.version}`],
+    ['  made by', `cudapool ${image.build}, CUDA ${cudaVersion(image.driver_version)}; format ${image.version}`],
     ['  token', `${image.token}, of dump ${image.dump}`],
   ];
 }

@@ -113,6 +113,10 @@ export function age(seconds: number): string {
   return `${Math.round(Math.max(0, seconds) / found.seconds)} ${found.unit}`;
 }
 
+/** CUDA's version for people: 13000 is '13.0'. */
+export const cudaVersion = (number: number): string =>
+  `${Math.floor(number / 1000)}.${Math.floor((number % 1000) / 10)}`;
+
 /** '1 image', '2 images'. */
 export const count = (number: number, noun: string): string => `${number} ${noun}${number === 1 ? '' : 's'}`;
 

@@ -7,7 +7,7 @@ import { recordLine } from './container/images.ts';
 import type { OwnImages } from './container/own-images.ts';
 import type { Park, ParkRecord } from './container/records.ts';
 import { CudapoolError, EXIT } from './errors.ts';
-import { age, bytes, count, print, printJson, table } from './output.ts';
+import { age, bytes, count, cudaVersion, print, printJson, table } from './output.ts';
 
 interface StatusFlags {
   socket?: string;
@@ -82,8 +82,11 @@ function summary({ build, pid, socket, worker, ...rest }: PoolStatus, parks: rea
   const { uptime_ms, held, held_count, given_back, connections, errors } = rest;
   const memory = (kb: number | null): string => (kb === null ? 'unknown' : bytes(kb * 1024));
   const hot = parks.filter(({ tier }) => tier === 'hot');
-  const driver = `${Math.floor(worker.driver_version / 1000)}.${Math.floor((worker.driver_version % 1000) / 10)}`;
-  const warm = [`CUDA ${driver}`, count(worker.devices, 'device'), count(worker.contexts, 'warm context')].join(', ');
+  const warm = [
+    `CUDA ${cudaVersion(worker.driver_version)}`,
+    count(worker.devices, 'device'),
+    count(worker.contexts, 'warm context'),
+  ].join(', ');
   const doing = ({ locked, checkpointed, parked, giving_back, under_way }: PoolStatus['held'][number]): string =>
     Object.entries({
       locked,

@@ -2,7 +2,8 @@
 // The GPU and its driver, as far as checkpoints need them.
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { which } from '../adapters/exec.ts';
-import { bad, bytes, note, ok, type Requirement, skip } from './requirement.ts';
+import { bytes, cudaVersion } from '../output.ts';
+import { bad, note, ok, type Requirement, skip } from './requirement.ts';
 
 const PROC = '/proc/driver/nvidia';
 /** The first driver whose library has cuCheckpointProcess*. */
@@ -62,7 +63,7 @@ export const gpu: readonly Requirement[] = [
       }
       const version = facts.version ?? 0;
       const devices = (facts.devices ?? []).map((d) => `${d.name} (${bytes(Number(d.memory_bytes))})`);
-      return ok(`CUDA ${Math.floor(version / 1000)}.${Math.floor((version % 1000) / 10)}, ${devices.join(', ')}`);
+      return ok(`CUDA ${cudaVersion(version)}, ${devices.join(', ')}`);
     },
   },
   {

@@ -4,7 +4,8 @@ import { existsSync, readFileSync, statfsSync } from 'node:fs';
 import { release } from 'node:os';
 import semver from 'semver';
 import { which } from '../adapters/exec.ts';
-import { bad, bytes, type Finding, note, ok, type Requirement } from './requirement.ts';
+import { bytes } from '../output.ts';
+import { bad, type Finding, note, ok, type Requirement } from './requirement.ts';
 
 /** pidfd_getfd, clone3 and what CRIU 4 uses came by then. */
 const OLDEST_KERNEL = '5.9.0';

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // One line of `cudapool check`: a requirement, what was found, and how to fix it.
 import { statSync } from 'node:fs';
+import { bytes } from '../output.ts';
 
 /** bad: the machine is not fit. note: it works, and could be better. skip: it could not be looked at. */
 export type Status = 'ok' | 'note' | 'bad' | 'skip';
@@ -42,15 +43,4 @@ export const skip = (found: string): Finding => ({ status: 'skip', found });
 export function sizeOf(path: string): string | undefined {
   const stat = statSync(path, { throwIfNoEntry: false });
   return stat === undefined ? undefined : bytes(stat.size);
-}
-
-export function bytes(count: number): string {
-  const units = ['bytes', 'KiB', 'MiB', 'GiB', 'TiB'];
-  let value = count;
-  let unit = 0;
-  while (value >= 1024 && unit < units.length - 1) {
-    value /= 1024;
-    unit++;
-  }
-  return `${unit === 0 || value >= 100 ? Math.round(value) : value.toFixed(1)} ${units[unit]}`;
 }
