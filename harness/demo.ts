@@ -91,7 +91,7 @@ export function registerDemo(program: Command): void {
     .option('--runs <n>', 'restores each way', wholeNumber(1, 100), 3)
     .option(
       '--memory <mib>',
-      'GPU memory of the application (default: 4096 on a GPU, 256 without)',
+      'GPU memory of the application (default: 4096 on a GPU, 64 without)',
       wholeNumber(16, 1 << 20),
     )
     .option('--json', 'print the record as JSON')

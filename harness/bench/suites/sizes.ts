@@ -92,7 +92,7 @@ export const demoSuite: Suite = {
   warmup: 0,
   seconds: 120,
   experiments: (options) => {
-    const gib = (options.memoryMib ?? (options.bed.driver === 'gpu' ? 4096 : 256)) / MIB;
+    const gib = (options.memoryMib ?? (options.bed.driver === 'gpu' ? 4096 : 64)) / MIB;
     const labels: Readonly<Record<string, string>> = {
       stock: 'Without context pool',
       'hot-move': 'With pool, kept hot',
