@@ -107,11 +107,14 @@ void cudapool_piece_imported(struct memory *m, struct piece *piece, bool importe
 	__atomic_store_n(&cudapool_state.page->imported_bytes, m->imported_bytes, __ATOMIC_RELAXED);
 }
 
-/* A block with its pieces, none of which has memory yet. */
+/*
+ * A block with its pieces, none of which has memory yet. They are in the list all the same: their places in it are
+ * taken from now on, and nobody looks at it while a call is under way.
+ */
 static struct block *block_new(struct memory *m, uint64_t bytes, uint64_t most, int device)
 {
 	uint64_t offset, count = (bytes + most - 1) / most;
-	struct piece **link;
+	struct piece **link, *piece;
 	struct block *block;
 
 	if (count > CUDAPOOL_CHANNEL_MOST)
@@ -130,12 +133,14 @@ static struct block *block_new(struct memory *m, uint64_t bytes, uint64_t most, 
 		(*link)->offset = offset;
 		(*link)->bytes = bytes - offset < most ? bytes - offset : most;
 	}
+	for (piece = block->pieces; piece; piece = piece->next)
+		list_add(m, piece);
+	block->parked = true;
 	cudapool_unlock(&m->lock);
 	return block;
 fail:
 	while (block && block->pieces) {
-		struct piece *piece = block->pieces;
-
+		piece = block->pieces;
 		block->pieces = piece->next;
 		cudapool_slab_put(&m->piece_slab, piece);
 	}
@@ -217,9 +222,6 @@ CUresult cudapool_block_make(struct memory *m, struct block **out, uint64_t byte
 		return r;
 	}
 	cudapool_lock(&m->lock);
-	for (piece = block->pieces; piece; piece = piece->next)
-		list_add(m, piece);
-	block->parked = true;
 	block->id = ++m->next_id;
 	cudapool_unlock(&m->lock);
 	*out = block;

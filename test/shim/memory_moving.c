@@ -397,6 +397,44 @@ static void stuck(void)
 	ok(good, "and can be freed");
 }
 
+/* An allocation of many pieces takes long (the first cuMemCreate), and another thread fills the list meanwhile. */
+static CUcontext slow_context;
+static CUdeviceptr slow;
+enum { SLOW_PIECES = 200, LIST = 4096 };
+
+static void *allocate_slowly(void *unused)
+{
+	MUST(cuCtxSetCurrent(slow_context));
+	MUST(cuMemAlloc_v2(&slow, SLOW_PIECES * CUDAPOOL_PIECE_MAX));
+	return NULL;
+}
+
+static void crowd(void)
+{
+	static CUdeviceptr ptr[LIST - 100];
+	enum { N = sizeof(ptr) / sizeof(ptr[0]) };
+	pthread_t thread;
+	bool good;
+	int i;
+
+	slow_context = begin(0);
+	pthread_create(&thread, NULL, allocate_slowly, NULL);
+	usleep(200000);
+	for (i = 0; i < N; i++)
+		MUST(cuMemAlloc_v2(&ptr[i], 2 << 20));
+	ok(!slow, "more is allocated while an allocation is made");
+	pthread_join(thread, NULL);
+	mark(slow, SLOW_PIECES * CUDAPOOL_PIECE_MAX, 1);
+	mark(ptr[N - 1], 2 << 20, 2);
+	ok(hook_report()->parked_bytes == SLOW_PIECES * CUDAPOOL_PIECE_MAX + N * (2ull << 20), "all of it can be parked");
+	ok(cycle("all") && marked(slow, SLOW_PIECES * CUDAPOOL_PIECE_MAX, 1) && marked(ptr[N - 1], 2 << 20, 2),
+	   "and comes back");
+	good = !cu.cuMemFree_v2(slow);
+	for (i = 0; i < N; i++)
+		good &= !cu.cuMemFree_v2(ptr[i]);
+	ok(good && hook_report()->parked_bytes == 0, "and can be freed");
+}
+
 /* What the software driver lacks, with another one that has it (newer.c). */
 static void beyond(void)
 {
@@ -538,7 +576,7 @@ int main(int argc, char **argv)
 		void (*run)(void);
 	} runs[] = {{"cycles", cycles}, {"little", little}, {"many", many}, {"peers", peers}, {"counted", counted},
 		    {"ordered", ordered}, {"wanted", wanted},   {"beyond", beyond},
-		    {"refused", refused}, {"stuck", stuck}};
+		    {"refused", refused}, {"stuck", stuck}, {"crowd", crowd}};
 	struct rlimit files;
 	unsigned i;
 

@@ -22,6 +22,7 @@ t.test('out and back', async (t) => {
     ...['cuMemCreate=801@1', 'cuMemAddressReserve=999@1', 'cuMemMap=1@3', 'cuMemSetAccess=1@1'].map(
       (fault): [string, Record<string, string>] => ['refused', { SOFTCUDA_FAULTS: fault }],
     ),
+    ['crowd', { SOFTCUDA_MEMORY_MB: '16384', SOFTCUDA_FAULTS: 'cuMemCreate=hang:3000@1' }],
     ['stuck', { SOFTCUDA_FAULTS: 'cuMemUnmap=206@2' }],
   ];
   for (const [run, extra] of runs) {
