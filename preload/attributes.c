@@ -41,20 +41,20 @@ bool cudapool_memory_want(int device, uint64_t bytes)
 	struct memory *m = cudapool_memory(true);
 	struct cudapool_page *page = cudapool_state.page;
 	uint32_t number, granted;
+	uint64_t released;
 	int64_t end;
 	bool got;
 
 	if (!m)
 		return false;
 	/* First what our own pools hold and nobody uses, as the driver does. */
-	if (cudapool_pools_trim(m, device, true))
-		return true;
-	if (!anything_evictable(device))
-		return false;
+	released = cudapool_pools_trim(m, device, true);
+	if (released >= bytes || !anything_evictable(device))
+		return released;
 	end = cudapool_now_ms() + WANT_LIMIT_MS;
 	cudapool_lock(&m->want_lock);
 	page->want_device = device;
-	page->want_bytes = bytes;
+	page->want_bytes = bytes - released;
 	number = __atomic_add_fetch(&page->want_seq, 1, __ATOMIC_RELEASE);
 	cudapool_futex_wake(&page->want_seq, 1);
 	while (!(got = (granted = __atomic_load_n(&page->granted_seq, __ATOMIC_ACQUIRE)) == number)) {
@@ -65,7 +65,7 @@ bool cudapool_memory_want(int device, uint64_t bytes)
 		cudapool_futex_wait(&page->granted_seq, granted, left);
 	}
 	cudapool_unlock(&m->want_lock);
-	return got;
+	return got || released;
 }
 
 /* What the pool would give up is free, as far as the application is concerned. */

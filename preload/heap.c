@@ -254,10 +254,10 @@ void cudapool_heap_give(struct memory *m, struct chunk *chunk, CUdeviceptr ptr, 
 		join(m, before);
 }
 
-bool cudapool_heap_trim(struct memory *m, struct pool *pool, uint64_t keep)
+uint64_t cudapool_heap_trim(struct memory *m, struct pool *pool, uint64_t keep)
 {
 	struct chunk **link = &pool->chunks, *chunk;
-	bool any = false;
+	uint64_t released = 0;
 
 	while ((chunk = *link) && pool->reserved > keep) {
 		uint64_t bytes = chunk->region->span;
@@ -273,20 +273,20 @@ bool cudapool_heap_trim(struct memory *m, struct pool *pool, uint64_t keep)
 		pool->reserved -= bytes;
 		put(m, &m->gap_slab, chunk->gaps);
 		put(m, &m->chunk_slab, chunk);
-		any = true;
+		released += bytes;
 	}
-	return any;
+	return released;
 }
 
-bool cudapool_heap_trim_all(struct memory *m, int device, bool all)
+uint64_t cudapool_heap_trim_all(struct memory *m, int device, bool all)
 {
 	struct pool *pool = (struct pool *)cudapool_tree_more(m->pools, 0);
-	bool any = false;
+	uint64_t released = 0;
 
 	for (; pool; pool = (struct pool *)cudapool_tree_more(m->pools, pool->node.key))
 		if (device < 0 || pool->device == device)
-			any |= cudapool_heap_trim(m, pool, all ? 0 : pool->threshold);
-	return any;
+			released += cudapool_heap_trim(m, pool, all ? 0 : pool->threshold);
+	return released;
 }
 
 void cudapool_heap_context_ending(struct memory *m, CUcontext context)

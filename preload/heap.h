@@ -63,9 +63,9 @@ CUresult cudapool_heap_take(struct memory *m, struct pool *pool, uint64_t bytes,
 /* place: where it was freed; NULL: all work that may use it is done. */
 void cudapool_heap_give(struct memory *m, struct chunk *chunk, CUdeviceptr ptr, uint64_t bytes,
 			const struct place *place);
-/* Releases chunks that nobody uses until no more than `keep` bytes are reserved. True: it released any. */
-bool cudapool_heap_trim(struct memory *m, struct pool *pool, uint64_t keep);
-bool cudapool_heap_trim_all(struct memory *m, int device, bool all); /* see cudapool_pools_trim() */
+/* Releases chunks that nobody uses until no more than `keep` bytes are reserved. Returns the bytes that it released. */
+uint64_t cudapool_heap_trim(struct memory *m, struct pool *pool, uint64_t keep);
+uint64_t cudapool_heap_trim_all(struct memory *m, int device, bool all); /* see cudapool_pools_trim() */
 /* A context may end, and its events with it: waits for what was freed in it. */
 void cudapool_heap_context_ending(struct memory *m, CUcontext context);
 

@@ -438,21 +438,20 @@ static CUresult on_cuMemPoolSetAccess(CUmemoryPool handle, const CUmemAccessDesc
 }
 WRAPPER(cuMemPoolSetAccess, (CUmemoryPool pool, const CUmemAccessDesc *access, size_t count), (pool, access, count))
 
-bool cudapool_pools_trim(struct memory *m, int device, bool all)
+uint64_t cudapool_pools_trim(struct memory *m, int device, bool all)
 {
 	struct pool *pool, *next;
 	uint32_t unlocked = 0;
+	uint64_t released = 0;
 	struct aside aside;
-	bool any;
 
 	/* Whoever has the lock is making or releasing memory, perhaps this thread itself. */
 	if (!m->pools ||
 	    !__atomic_compare_exchange_n(&m->heap_lock, &unlocked, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
-		return false;
+		return 0;
 	/* Where it is asked for in the midst of a capture, events are asked about that must not end it. */
-	any = cudapool_aside(&aside, NULL);
-	if (any) {
-		any = cudapool_heap_trim_all(m, device, all);
+	if (cudapool_aside(&aside, NULL)) {
+		released = cudapool_heap_trim_all(m, device, all);
 		for (pool = (struct pool *)cudapool_tree_more(m->pools, 0); pool; pool = next) {
 			next = (struct pool *)cudapool_tree_more(m->pools, pool->node.key);
 			end_if_over(m, pool);
@@ -460,7 +459,7 @@ bool cudapool_pools_trim(struct memory *m, int device, bool all)
 		cudapool_aside_end(&aside);
 	}
 	cudapool_unlock(&m->heap_lock);
-	return any;
+	return released;
 }
 
 void cudapool_pools_context_ending(struct memory *m, CUcontext context)

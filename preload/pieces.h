@@ -210,8 +210,11 @@ CUresult cudapool_chunk_unmake(struct memory *m, struct region *region);
 CUresult cudapool_memory_free(CUdeviceptr ptr); /* as cuMemFree */
 
 /* ordered.c */
-/* Releases what pools hold and nobody uses, of a device (-1: all); all of it, or what is above their thresholds. */
-bool cudapool_pools_trim(struct memory *m, int device, bool all);
+/*
+ * Releases what pools hold and nobody uses, of a device (-1: all); all of it, or what is above their thresholds. Returns
+ * the bytes that it released.
+ */
+uint64_t cudapool_pools_trim(struct memory *m, int device, bool all);
 void cudapool_pools_context_ending(struct memory *m, CUcontext context);
 /* Frees an allocation of a pool whose work is done; it is out of the tables. */
 void cudapool_ordered_free(struct memory *m, struct region *region);

@@ -541,8 +541,11 @@ static void *give_up(void *unused)
 static void wanted(void)
 {
 	size_t before, after, total;
+	CUdeviceptr ptr, spare;
+	uint64_t keep = UINT64_MAX;
+	CUmemoryPool ordered_pool;
+	CUstream stream;
 	pthread_t pool;
-	CUdeviceptr ptr;
 	double start;
 
 	giving.context = begin(0);
@@ -567,6 +570,20 @@ static void wanted(void)
 	pthread_create(&pool, NULL, give_up, NULL);
 	ok(cu.cuMemAlloc_v2(&ptr, 40 << 20) == CUDA_SUCCESS, "one that does gives up memory, and then there is enough");
 	pthread_join(pool, NULL);
+	MUST(cuMemFree_v2(ptr));
+	MUST(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+	MUST(cuDeviceGetDefaultMemPool(&ordered_pool, 0));
+	MUST(cuMemPoolSetAttribute(ordered_pool, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, &keep));
+	MUST(cuMemAllocAsync(&spare, 1 << 20, stream));
+	MUST(cuMemFreeAsync(spare, stream));
+	MUST(cuStreamSynchronize(stream));
+	MUST(cuMemAlloc_v2(&giving.hog, 80 << 20));
+	giving.page->devices[0].evictable = 80 << 20;
+	giving.seen = giving.page->want_seq;
+	pthread_create(&pool, NULL, give_up, NULL);
+	ok(cu.cuMemAlloc_v2(&ptr, 80 << 20) == CUDA_SUCCESS, "what its own pools can spare is not all that it tries");
+	pthread_join(pool, NULL);
+	ok(giving.bytes <= 48 << 20, "but it asks for that much less");
 }
 
 int main(int argc, char **argv)
