@@ -262,17 +262,24 @@ static CUresult drain_streams(CUcontext context)
 	return first;
 }
 
-CUresult cudapool_drain_context(CUcontext context)
+static CUresult drain_one(CUcontext context)
 {
 	struct aside aside;
-	CUcontext current = context;
 	CUresult r;
 
-	if (!context && DRIVER(cuCtxGetCurrent)(&current) != CUDA_SUCCESS)
-		return CUDA_ERROR_INVALID_CONTEXT;
-	if (!cudapool_aside(&aside, context))
-		return CUDA_ERROR_INVALID_CONTEXT;
-	r = drain_streams(current);
+	if (!context || !cudapool_aside(&aside, context))
+		return CUDA_SUCCESS;
+	r = drain_streams(context);
 	cudapool_aside_end(&aside);
-	return r;
+	return r == CUDA_ERROR_INVALID_CONTEXT || r == CUDA_ERROR_CONTEXT_IS_DESTROYED ? CUDA_SUCCESS : r;
+}
+
+CUresult cudapool_drain_context(CUcontext context)
+{
+	CUcontext current = NULL;
+	CUresult r;
+
+	DRIVER(cuCtxGetCurrent)(&current);
+	r = drain_one(current);
+	return r == CUDA_SUCCESS && context != current ? drain_one(context) : r;
 }

@@ -13,8 +13,9 @@
 int cudapool_drain_all(uint64_t limit_us, CUresult *result);
 
 /*
- * All work of one context (NULL: the current one), as cuMemFree does before it frees; in a thread of the application,
- * within the gate. No capture is broken by it. Keeps the current context. Returns an error of earlier work.
+ * All work of the current context and of another one (NULL: none), as cuMemFree does before it frees; in a thread of the
+ * application, within the gate. A context that is gone has no work. No capture is broken by it. Keeps the current context.
+ * Returns an error of earlier work.
  */
 CUresult cudapool_drain_context(CUcontext context);
 

@@ -238,10 +238,16 @@ static void vmm(void)
 	SAY(cuMemFree_v2(plain));
 }
 
+static void take_a_while(void *unused)
+{
+	usleep(200000);
+}
+
 static void contexts(void)
 {
 	CUdeviceptr first, second, third;
 	CUcontext made, made2;
+	CUstream stream;
 	size_t before, after, total;
 
 	begin();
@@ -263,6 +269,16 @@ static void contexts(void)
 	SAY(cuMemFree_v2(third));
 	SAY(cuMemGetInfo_v2(&after, &total));
 	printf("all of it is free again: %d\n", before == after);
+	printf("in use by another context\n");
+	SAY(cuMemAlloc_v2(&third, 8 * MiB));
+	SAY(cuCtxCreate_v2(&made, 0, 0));
+	SAY(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+	SAY(cuLaunchHostFunc(stream, take_a_while, NULL));
+	SAY(cuMemsetD8Async(third, 1, 8 * MiB, stream));
+	SAY(cuMemFree_v2(third));
+	SAY(cuStreamSynchronize(stream));
+	SAY(cuCtxDestroy_v2(made));
+	SAY(cuCtxSetCurrent(context));
 	printf("attached to and detached from\n");
 	SAY(cuCtxCreate_v2(&made2, 0, 0));
 	SAY(cuMemAlloc_v2(&second, 8 * MiB));
@@ -442,6 +458,11 @@ static void ordered(void)
 	SAY(cuMemGetInfo_v2(&bytes, &total));
 	SAY(cuStreamEndCapture(one, &graph));
 	SAY(cuMemPoolDestroy(mine));
+	printf("without a current context\n");
+	SAY(cuMemAllocAsync(&a, 3 * MiB, two));
+	SAY(cuStreamSynchronize(two));
+	SAY(cuCtxSetCurrent(NULL));
+	SAY(cuMemFree_v2(a));
 }
 
 static _Atomic int wrong;
