@@ -69,14 +69,12 @@ static CUresult place_of(struct place *place, CUstream stream)
 	return r == CUDA_SUCCESS ? DRIVER(cuStreamGetCtx)(stream, &place->context) : r;
 }
 
-/* May memory of ours be handed out or taken back in this stream now? NOT_SUPPORTED: it is the driver's affair. */
-static CUresult outside_capture(CUstream stream)
+/* Is it a capture's affair, and so the driver's, what is allocated or freed in this stream now? */
+static bool captured(CUstream stream)
 {
 	CUstreamCaptureStatus status;
 
-	if (DRIVER(cuStreamIsCapturing)(stream, &status) != CUDA_SUCCESS || status != CU_STREAM_CAPTURE_STATUS_NONE)
-		return CUDA_ERROR_NOT_SUPPORTED;
-	return DRIVER(cuMemFree_v2)(0); /* see allocate.c */
+	return DRIVER(cuStreamIsCapturing)(stream, &status) != CUDA_SUCCESS || status != CU_STREAM_CAPTURE_STATUS_NONE;
 }
 
 static CUresult take(struct memory *m, struct pool *pool, uint64_t bytes, const struct place *place, CUdeviceptr *ptr)
@@ -117,9 +115,9 @@ static CUresult allocate(CUdeviceptr *ptr, uint64_t bytes, CUmemoryPool handle, 
 	struct pool *pool;
 	CUresult r;
 
-	if (!m || !ptr || !bytes || bytes > UINT64_MAX / 2)
+	if (!m || !ptr || !bytes || bytes > UINT64_MAX / 2 || captured(stream))
 		return CUDA_ERROR_NOT_SUPPORTED;
-	r = outside_capture(stream);
+	r = DRIVER(cuMemFree_v2)(0); /* see allocate.c */
 	if (r != CUDA_SUCCESS)
 		return r;
 	r = place_of(&place, stream);
@@ -159,7 +157,7 @@ static CUresult counted(CUresult r, const CUdeviceptr *ptr, uint64_t bytes, CUst
 	struct memory *m = cudapool_memory(true);
 	int device = 0;
 
-	if (r == CUDA_SUCCESS && m && bytes && outside_capture(stream) == CUDA_SUCCESS) {
+	if (r == CUDA_SUCCESS && m && bytes && !captured(stream)) {
 		DRIVER(cuPointerGetAttribute)(&device, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, *ptr);
 		cudapool_left_add(m, *ptr, bytes, CUDAPOOL_LEFT_ORDERED, NULL, device);
 	}
@@ -176,26 +174,17 @@ static void end_if_over(struct memory *m, struct pool *pool)
 		pool_remove(m, pool);
 }
 
-static CUresult free_async(CUdeviceptr ptr, CUstream stream, CUresult (*drivers)(CUdeviceptr, CUstream))
+/* Something that may be freed so, outside of a capture. Aside. */
+static CUresult free_known(struct memory *m, CUdeviceptr ptr, enum region_kind kind, CUstream stream,
+			   CUresult (*drivers)(CUdeviceptr, CUstream))
 {
-	struct memory *m = cudapool_memory(false);
-	enum region_kind kind = REGION_VIEW;
 	struct region *region;
 	struct place place;
 	CUresult r;
 
-	if (!m || !ptr)
-		return drivers(ptr, stream);
-	cudapool_lock(&m->lock);
-	region = cudapool_region_at(m, ptr);
-	if (region && region_start(region) == ptr)
-		kind = region->kind;
-	cudapool_unlock(&m->lock);
-	if (kind == REGION_VIEW)
-		return drivers(ptr, stream); /* nothing of ours, or none that can be freed so */
-	r = outside_capture(stream);
+	r = DRIVER(cuMemFree_v2)(0); /* an error of earlier work */
 	if (r != CUDA_SUCCESS)
-		return r == CUDA_ERROR_NOT_SUPPORTED ? drivers(ptr, stream) : r;
+		return r;
 	r = place_of(&place, stream);
 	if (r != CUDA_SUCCESS)
 		return drivers(ptr, stream); /* says what is wrong with the stream */
@@ -232,6 +221,29 @@ static CUresult free_async(CUdeviceptr ptr, CUstream stream, CUresult (*drivers)
 		cudapool_unlock(&m->lock);
 	}
 	cudapool_unlock(&m->heap_lock);
+	return r;
+}
+
+static CUresult free_async(CUdeviceptr ptr, CUstream stream, CUresult (*drivers)(CUdeviceptr, CUstream))
+{
+	struct memory *m = cudapool_memory(false);
+	enum region_kind kind = REGION_VIEW;
+	struct region *region;
+	struct aside aside;
+	CUresult r;
+
+	if (!m || !ptr)
+		return drivers(ptr, stream);
+	cudapool_lock(&m->lock);
+	region = cudapool_region_at(m, ptr);
+	if (region && region_start(region) == ptr)
+		kind = region->kind;
+	cudapool_unlock(&m->lock);
+	/* This is allowed while another stream is being captured; what we do for it is not. */
+	if (kind == REGION_VIEW || captured(stream) || !cudapool_aside(&aside, NULL))
+		return drivers(ptr, stream); /* nothing of ours, or none that can be freed so */
+	r = free_known(m, ptr, kind, stream, drivers);
+	cudapool_aside_end(&aside);
 	return r;
 }
 

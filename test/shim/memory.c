@@ -450,6 +450,12 @@ static void ordered(void)
 	SAY(cuStreamBeginCapture_v2(one, CU_STREAM_CAPTURE_MODE_GLOBAL));
 	SAY(cuMemAllocAsync(&a, 4096, two));
 	SAY(cuStreamEndCapture(one, &graph));
+	SAY(cuMemAllocAsync(&a, 3 * MiB, two));
+	SAY(cuMemAlloc_v2(&b, 5 * MiB));
+	SAY(cuStreamBeginCapture_v2(one, CU_STREAM_CAPTURE_MODE_GLOBAL));
+	SAY(cuMemFreeAsync(a, two));
+	SAY(cuMemFreeAsync(b, two));
+	SAY(cuStreamEndCapture(one, &graph));
 	printf("what is free in a pool is no reason to end one\n");
 	SAY(cuMemPoolCreate(&mine, &props));
 	SAY(cuMemAllocFromPoolAsync(&a, 3 * MiB, mine, two));
