@@ -338,7 +338,7 @@ void *cudapool_bind(enum cudapool_function fn)
 /*
  * cuGetProcAddress: the driver has chosen by the version and the flags, and what it returns is always the
  * address of one of its exported functions (on a 580 driver without exception, any version, any flags). So the
- * choice is recognised by the address, among the names that this symbol can stand for.
+ * choice is recognised by the address, first among the names that begin like this symbol, which nearly always is enough.
  */
 static void *replace(const char *symbol, void *address)
 {
@@ -354,8 +354,13 @@ static void *replace(const char *symbol, void *address)
 		if ((!*rest || *rest == '_') && cudapool_driver_function(fn) == address)
 			return hand_out(fn, address);
 	}
-	if (candidate(symbol))
-		note_unknown(symbol);
+	if (!candidate(symbol) || is_free(symbol))
+		return address;
+	/* From CUDA 12.0 on cuGraphInstantiate is cuGraphInstantiateWithFlags. */
+	for (fn = 0; fn < CUDAPOOL_FUNCTIONS; fn++)
+		if (cudapool_driver_function(fn) == address)
+			return hand_out(fn, address);
+	note_unknown(symbol);
 	return address;
 }
 

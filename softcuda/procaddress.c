@@ -22,6 +22,8 @@ static const struct entry table[] = {
 #undef CUDA_API
 #undef CUDA_API_PTSZ
 #undef CUDA_API_PTDS
+	/* Under the name that cuda.h gives it from then on. */
+	{"cuGraphInstantiate", 12000, (void *)cuGraphInstantiateWithFlags, 0, NULL},
 };
 
 CUresult do_cuGetProcAddress_v2(const char *symbol, void **function, int version, cuuint64_t flags,

@@ -11,7 +11,8 @@ static void *lib;
  */
 static const char *export_of(const char *base, const void *address)
 {
-	static const char *const endings[] = {"", "_v2", "_v3", "_v4", "_ptsz", "_ptds", "_v2_ptsz", "_v2_ptds"};
+	static const char *const endings[] = {"", "_v2", "_v3", "_v4", "_ptsz", "_ptds", "_v2_ptsz", "_v2_ptds",
+					      "WithFlags"};
 	static char name[128];
 	unsigned i;
 
@@ -52,6 +53,7 @@ int main(int argc, char **argv)
 					    "cuMemcpyHtoD",
 					    "cuLaunchKernel",
 					    "cuGreenCtxCreate",
+					    "cuGraphInstantiate",
 					    "cuStreamWaitEvent",
 					    "cuCtxDestroy_",
 					    "cuNoSuchFunction",
