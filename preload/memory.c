@@ -55,6 +55,8 @@ bool cudapool_device_usable(struct memory *m, int device)
 		  DRIVER(cuMemExportToShareableHandle) && DRIVER(cuMemImportFromShareableHandle);
 	if (DRIVER(cuDeviceGetAttribute)(&rdma, CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED, device))
 		rdma = 0;
+	if (!DRIVER(cuDeviceTotalMem_v2) || DRIVER(cuDeviceTotalMem_v2)(&m->total[device], device) != CUDA_SUCCESS)
+		m->total[device] = SIZE_MAX;
 	m->rdma[device] = rdma;
 	m->usable[device] = usable;
 	__atomic_store_n(&m->asked[device], true, __ATOMIC_RELEASE);
@@ -202,11 +204,15 @@ static CUresult pieces_make(struct block *block)
 
 CUresult cudapool_block_make(struct memory *m, struct block **out, uint64_t bytes, uint64_t most, int device, bool rdma)
 {
-	struct block *block = block_new(m, bytes, most, device);
+	struct block *block;
 	struct piece *piece;
 	uint64_t missing = 0;
 	CUresult r;
 
+	/* Nobody is to lose memory, for a moment or for good, for what can never be. */
+	if (bytes > m->total[device])
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	block = block_new(m, bytes, most, device);
 	if (!block)
 		return CUDA_ERROR_NOT_SUPPORTED; /* no memory for our tables: the driver has its own */
 	block->rdma = rdma;

@@ -121,7 +121,7 @@ struct memory {
 	uint64_t next_id; /* rises from ID_BASE on: of regions, blocks, arrays, peers */
 	uint64_t next_handle;
 	CUcontext context[MEMORY_DEVICES]; /* one that lives, if we know one */
-	size_t pitch_unit[MEMORY_DEVICES];
+	size_t pitch_unit[MEMORY_DEVICES], total[MEMORY_DEVICES];
 	struct peer *peers;
 	struct slab peer_slab, pool_slab, chunk_slab, gap_slab, stamp_slab;
 	bool rdma[MEMORY_DEVICES], usable[MEMORY_DEVICES], asked[MEMORY_DEVICES];

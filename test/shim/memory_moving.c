@@ -570,6 +570,10 @@ static void wanted(void)
 	pthread_create(&pool, NULL, give_up, NULL);
 	ok(cu.cuMemAlloc_v2(&ptr, 40 << 20) == CUDA_SUCCESS, "one that does gives up memory, and then there is enough");
 	pthread_join(pool, NULL);
+	giving.seen = giving.page->want_seq;
+	giving.page->devices[0].evictable = 40 << 20;
+	ok(cu.cuMemAlloc_v2(&spare, total + 1) == CUDA_ERROR_OUT_OF_MEMORY && giving.page->want_seq == giving.seen,
+	   "for more than the device has it does not ask");
 	MUST(cuMemFree_v2(ptr));
 	MUST(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
 	MUST(cuDeviceGetDefaultMemPool(&ordered_pool, 0));
