@@ -481,14 +481,28 @@ static CUresult on_cuMemGetHandleForAddressRange(void *handle, CUdeviceptr ptr, 
 }
 
 /* Multicast objects are the driver's; memory that is bound to one stays with it. */
-static CUresult on_cuMulticastBindMem(handle_t object, size_t at, handle_t memory, size_t offset, size_t size,
-				      unsigned long long flags);
+static CUresult bind_mem(const CUdevice *device, handle_t object, size_t at, handle_t memory, size_t offset,
+			 size_t size, unsigned long long flags);
+#define on_cuMulticastBindMem(...) bind_mem(NULL, __VA_ARGS__)
 WRAPPER(cuMulticastBindMem,
 	(handle_t object, size_t at, handle_t memory, size_t offset, size_t size, unsigned long long flags),
 	(object, at, memory, offset, size, flags))
+#define on_cuMulticastBindMem_v2(object, device, ...) bind_mem(&device, object, __VA_ARGS__)
+WRAPPER(cuMulticastBindMem_v2,
+	(handle_t object, CUdevice device, size_t at, handle_t memory, size_t offset, size_t size,
+	 unsigned long long flags),
+	(object, device, at, memory, offset, size, flags))
 
-static CUresult on_cuMulticastBindMem(handle_t object, size_t at, handle_t memory, size_t offset, size_t size,
-				      unsigned long long flags)
+/* device: NULL for the first version, which has none. */
+static CUresult bind_drivers(const CUdevice *device, handle_t object, size_t at, handle_t memory, size_t offset,
+			     size_t size, unsigned long long flags)
+{
+	return device ? REAL(cuMulticastBindMem_v2)(object, *device, at, memory, offset, size, flags)
+		      : REAL(cuMulticastBindMem)(object, at, memory, offset, size, flags);
+}
+
+static CUresult bind_mem(const CUdevice *device, handle_t object, size_t at, handle_t memory, size_t offset,
+			 size_t size, unsigned long long flags)
 {
 	struct memory *m = cudapool_memory(false);
 	CUresult r = CUDA_SUCCESS;
@@ -496,7 +510,7 @@ static CUresult on_cuMulticastBindMem(handle_t object, size_t at, handle_t memor
 	struct piece *piece;
 
 	if (!is_ours(memory))
-		return REAL(cuMulticastBindMem)(object, at, memory, offset, size, flags);
+		return bind_drivers(device, object, at, memory, offset, size, flags);
 	block = get(m, memory);
 	if (!block)
 		return CUDA_ERROR_INVALID_VALUE;
@@ -510,8 +524,8 @@ static CUresult on_cuMulticastBindMem(handle_t object, size_t at, handle_t memor
 			continue;
 		if (to > piece->bytes)
 			to = piece->bytes;
-		r = REAL(cuMulticastBindMem)(object, at + piece->offset + from - offset, piece->handle, from, to - from,
-					     flags);
+		r = bind_drivers(device, object, at + piece->offset + from - offset, piece->handle, from, to - from,
+				 flags);
 	}
 	cudapool_lock(&m->lock);
 	if (r == CUDA_SUCCESS)
@@ -530,4 +544,16 @@ static CUresult on_cuMulticastBindAddr(handle_t object, size_t at, CUdeviceptr p
 				       unsigned long long flags)
 {
 	return share_range(REAL(cuMulticastBindAddr)(object, at, ptr, size, flags), ptr, size);
+}
+
+static CUresult on_cuMulticastBindAddr_v2(handle_t object, CUdevice device, size_t at, CUdeviceptr ptr, size_t size,
+					  unsigned long long flags);
+WRAPPER(cuMulticastBindAddr_v2,
+	(handle_t object, CUdevice device, size_t at, CUdeviceptr ptr, size_t size, unsigned long long flags),
+	(object, device, at, ptr, size, flags))
+
+static CUresult on_cuMulticastBindAddr_v2(handle_t object, CUdevice device, size_t at, CUdeviceptr ptr, size_t size,
+					  unsigned long long flags)
+{
+	return share_range(REAL(cuMulticastBindAddr_v2)(object, device, at, ptr, size, flags), ptr, size);
 }

@@ -449,7 +449,12 @@ static void beyond(void)
 	CUresult (*array_destroy)(void *) = dlsym(lib, "cuArrayDestroy");
 	CUresult (*bind)(CUmemGenericAllocationHandle, size_t, CUmemGenericAllocationHandle, size_t, size_t,
 			 unsigned long long) = dlsym(lib, "cuMulticastBindMem");
+	CUresult (*bind_v2)(CUmemGenericAllocationHandle, CUdevice, size_t, CUmemGenericAllocationHandle, size_t,
+			    size_t, unsigned long long) = dlsym(lib, "cuMulticastBindMem_v2");
+	CUresult (*bind_addr_v2)(CUmemGenericAllocationHandle, CUdevice, size_t, CUdeviceptr, size_t,
+				 unsigned long long) = dlsym(lib, "cuMulticastBindAddr_v2");
 	CUmemGenericAllocationHandle handle;
+	CUdeviceptr ptr;
 
 	begin(0);
 	must(array_create(&array, &descriptor), "cuArrayCreate");
@@ -468,6 +473,16 @@ static void beyond(void)
 	   "what is bound to one is shared");
 	MUST(cuMemRelease(handle));
 	ok(hook_report()->left_bytes[CUDAPOOL_LEFT_SHARED] == 0, "and forgotten when it is freed");
+	MUST(cuMemCreate(&handle, CUDAPOOL_PIECE_MAX, &prop, 0));
+	MUST(cuMemAlloc_v2(&ptr, 4 << 20));
+	ok(bind_v2(0, 1, 0, handle, 0, CUDAPOOL_PIECE_MAX, 0) == CUDA_ERROR_INVALID_DEVICE &&
+		   bind_addr_v2(0, 1, 0, ptr, 4 << 20, 0) == CUDA_ERROR_INVALID_DEVICE &&
+		   hook_report()->left_bytes[CUDAPOOL_LEFT_SHARED] == 0,
+	   "so it is with the functions that name a device: nothing is bound");
+	ok(bind_v2(0, 0, 0, handle, 0, CUDAPOOL_PIECE_MAX, 0) == CUDA_SUCCESS &&
+		   hook_report()->left_bytes[CUDAPOOL_LEFT_SHARED] == CUDAPOOL_PIECE_MAX,
+	   "a handle is");
+	ok(bind_addr_v2(0, 0, 0, ptr, 4 << 20, 0) == CUDA_SUCCESS && hook_report()->parked_bytes == 0, "an address is");
 }
 
 /* Pools for stream-ordered allocation are parked as a whole; what they can spare is not. */

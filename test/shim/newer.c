@@ -14,6 +14,12 @@ EXPORT CUresult cuArrayDestroy(void *array);
 EXPORT CUresult cuMulticastBindMem(CUmemGenericAllocationHandle object, size_t at, CUmemGenericAllocationHandle memory,
 				   size_t offset, size_t size, unsigned long long flags);
 
+EXPORT CUresult cuMulticastBindMem_v2(CUmemGenericAllocationHandle object, CUdevice device, size_t at,
+				      CUmemGenericAllocationHandle memory, size_t offset, size_t size,
+				      unsigned long long flags);
+EXPORT CUresult cuMulticastBindAddr_v2(CUmemGenericAllocationHandle object, CUdevice device, size_t at, CUdeviceptr ptr,
+				       size_t size, unsigned long long flags);
+
 EXPORT CUresult cuDeviceGetGraphMemAttribute(CUdevice device, int attribute, void *value);
 
 /* In the place of those in ipc.o, called by its entries. */
@@ -94,6 +100,19 @@ CUresult cuMulticastBindMem(CUmemGenericAllocationHandle object, size_t at, CUme
 	CUmemAllocationProp prop;
 
 	return cuMemGetAllocationPropertiesFromHandle(&prop, memory);
+}
+
+CUresult cuMulticastBindMem_v2(CUmemGenericAllocationHandle object, CUdevice device, size_t at,
+			       CUmemGenericAllocationHandle memory, size_t offset, size_t size,
+			       unsigned long long flags)
+{
+	return device ? CUDA_ERROR_INVALID_DEVICE : cuMulticastBindMem(object, at, memory, offset, size, flags);
+}
+
+CUresult cuMulticastBindAddr_v2(CUmemGenericAllocationHandle object, CUdevice device, size_t at, CUdeviceptr ptr,
+				size_t size, unsigned long long flags)
+{
+	return device ? CUDA_ERROR_INVALID_DEVICE : CUDA_SUCCESS;
 }
 
 /* All that the shim has to do with: a green context keeps the primary one active. */
