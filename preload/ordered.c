@@ -62,8 +62,11 @@ static struct pool *pool_of(struct memory *m, CUmemoryPool handle)
 static CUresult place_of(struct place *place, CUstream stream)
 {
 	unsigned long long id;
-	CUresult r = DRIVER(cuStreamGetId)(stream, &id);
+	CUresult r;
 
+	if (!DRIVER(cuStreamGetId))
+		return CUDA_ERROR_NOT_SUPPORTED; /* a driver older than CUDA 12.0 */
+	r = DRIVER(cuStreamGetId)(stream, &id);
 	place->stream = stream;
 	place->id = id;
 	return r == CUDA_SUCCESS ? DRIVER(cuStreamGetCtx)(stream, &place->context) : r;
@@ -185,8 +188,7 @@ static CUresult free_known(struct memory *m, CUdeviceptr ptr, enum region_kind k
 	r = DRIVER(cuMemFree_v2)(0); /* an error of earlier work */
 	if (r != CUDA_SUCCESS)
 		return r;
-	r = place_of(&place, stream);
-	if (r != CUDA_SUCCESS)
+	if (kind == REGION_ORDERED && place_of(&place, stream) != CUDA_SUCCESS)
 		return drivers(ptr, stream); /* says what is wrong with the stream */
 	if (kind == REGION_ALLOCATION) {
 		/* The driver takes back what cuMemAlloc gave, too, in the stream's time. We, when that has come. */

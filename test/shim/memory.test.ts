@@ -24,6 +24,15 @@ t.test('the same memory with and without', async (t) => {
   }
 });
 
+t.test('with a driver that cannot name streams', async (t) => {
+  const { env } = softCuda(t, { SOFTCUDA_DEVICES: '1', SOFTCUDA_MEMORY_MB: '4096' });
+  const run = { timeoutMs: 20_000, env: { ...env, LD_LIBRARY_PATH: join(out, 'older') } };
+  const without = (await exec(program('memory'), ['ordered'], run)).stdout;
+  const preloaded = { ...run, env: { ...run.env, LD_PRELOAD: built.shim } };
+  const { stdout } = await exec(program('memory'), ['ordered'], preloaded);
+  t.equal(stdout, without, 'stream-ordered memory is left to it');
+});
+
 t.test('many threads and streams', async (t) => {
   const { env } = softCuda(t, { SOFTCUDA_MEMORY_MB: '4096' });
   for (const shim of [built.shim, program('memory_shim.so')]) {
