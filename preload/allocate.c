@@ -21,6 +21,7 @@ bool cudapool_memory_current(CUcontext *context, int *device)
 	if (!DRIVER(cuCtxGetCurrent) || DRIVER(cuCtxGetCurrent)(context) != CUDA_SUCCESS || !*context ||
 	    DRIVER(cuCtxGetDevice)(&current) != CUDA_SUCCESS)
 		return false;
+	*context = cudapool_context_owner(*context);
 	*device = current;
 	return true;
 }

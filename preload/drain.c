@@ -276,10 +276,14 @@ static CUresult drain_one(CUcontext context)
 
 CUresult cudapool_drain_context(CUcontext context)
 {
-	CUcontext current = NULL;
+	CUcontext current = NULL, green = NULL;
 	CUresult r;
 
 	DRIVER(cuCtxGetCurrent)(&current);
 	r = drain_one(current);
-	return r == CUDA_SUCCESS && context != current ? drain_one(context) : r;
+	if (r == CUDA_SUCCESS && context != current)
+		r = drain_one(context);
+	while (r == CUDA_SUCCESS && (green = cudapool_context_green(context, green)))
+		r = drain_one(green);
+	return r;
 }

@@ -150,6 +150,35 @@ void cudapool_note_context(CUcontext context)
 	}
 }
 
+CUcontext cudapool_context_owner(CUcontext context)
+{
+	struct context_note *note;
+
+	cudapool_streams_lock();
+	note = cudapool_context_noted(context);
+	if (note && note->primary)
+		context = note->primary;
+	cudapool_streams_unlock();
+	return context;
+}
+
+CUcontext cudapool_context_green(CUcontext primary, CUcontext after)
+{
+	struct streams *s = cudapool_streams();
+	struct node *node;
+	CUcontext found;
+
+	if (!s || !primary)
+		return NULL;
+	cudapool_streams_lock();
+	node = cudapool_tree_more(s->contexts, (uintptr_t)after);
+	while (node && ((struct context_note *)node)->primary != primary)
+		node = cudapool_tree_more(s->contexts, node->key);
+	found = node ? note_context((struct context_note *)node) : NULL;
+	cudapool_streams_unlock();
+	return found;
+}
+
 uint32_t cudapool_context_times_noted(CUcontext context)
 {
 	struct context_note *note;
@@ -353,19 +382,39 @@ static CUresult on_cuStreamDestroy_v2(CUstream stream)
 }
 WRAPPER(cuStreamDestroy_v2, (CUstream stream), (stream))
 
-/* A green context's CUcontext counts as a context of its own. */
+/* Of the device of a context; NULL: it does not say. */
+static CUcontext primary_of(CUcontext context)
+{
+	CUcontext primary = NULL;
+	struct aside aside;
+	CUdevice device;
+
+	if (!cudapool_aside(&aside, context))
+		return NULL;
+	if (DRIVER(cuCtxGetDevice)(&device) == CUDA_SUCCESS &&
+	    DRIVER(cuDevicePrimaryCtxRetain)(&primary, device) == CUDA_SUCCESS)
+		DRIVER(cuDevicePrimaryCtxRelease_v2)(device);
+	cudapool_aside_end(&aside);
+	return primary;
+}
+
+/* A green context's CUcontext counts as a context of its own: it has streams, but no memory. */
 static CUresult on_cuCtxFromGreenCtx(CUcontext *context, CUgreenCtx green)
 {
 	CUresult r = REAL(cuCtxFromGreenCtx)(context, green);
 	struct context_note *note;
+	CUcontext primary;
 
 	if (r != CUDA_SUCCESS)
 		return r;
 	cudapool_note_context(*context);
+	primary = primary_of(*context);
 	cudapool_streams_lock();
 	note = cudapool_context_noted(*context);
-	if (note)
+	if (note) {
 		note->green = green;
+		note->primary = primary;
+	}
 	cudapool_streams_unlock();
 	return r;
 }

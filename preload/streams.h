@@ -35,6 +35,7 @@ struct context_note {
 	struct stream_note *streams;
 	struct leftover *leftovers;
 	void *green;	  /* the green context that it stands for, or NULL */
+	CUcontext primary; /* then: whose memory and work it shares; NULL: not known */
 	CUevent mark;	  /* ours: recorded in the legacy stream by the last drain; NULL: not made yet */
 	CUstream beside;  /* ours: a blocking stream, to ask about the legacy one while that must not be used */
 	bool marked;	  /* this drain waits for `mark` */
@@ -80,6 +81,10 @@ void cudapool_aside_end(const struct aside *aside);
 
 /* A context was made, or handed out: once or again. Within the gate. */
 void cudapool_note_context(CUcontext context);
+/* Whose memory it is that is made in a context: its own, but for a green one the primary one's. */
+CUcontext cudapool_context_owner(CUcontext context);
+/* The first one noted after `after`, in no order of meaning, that stands for a green one of this primary one, or NULL. */
+CUcontext cudapool_context_green(CUcontext primary, CUcontext after);
 /*
  * For a context that ends: how often it was noted, asked before the driver may give its handle to another one, and
  * then, when it has ended, that it has. With another number by then it is another one, and stays.

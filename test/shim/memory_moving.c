@@ -485,6 +485,50 @@ static void beyond(void)
 	ok(bind_addr_v2(0, 0, 0, ptr, 4 << 20, 0) == CUDA_SUCCESS && hook_report()->parked_bytes == 0, "an address is");
 }
 
+static void take_a_while(void *unused)
+{
+	usleep(200000);
+}
+
+/* A green context's streams use the primary one's memory, and what is allocated with it outlives it (newer.c). */
+static void green(void)
+{
+	void *lib = dlopen("libcuda.so.1", RTLD_NOW), *made;
+	CUresult (*create)(void **, void *, CUdevice, unsigned) = dlsym(lib, "cuGreenCtxCreate");
+	CUresult (*from)(CUcontext *, void *) = dlsym(lib, "cuCtxFromGreenCtx");
+	CUresult (*destroy)(void *) = dlsym(lib, "cuGreenCtxDestroy");
+	CUcontext primary = begin(0), context;
+	CUdeviceptr before, meanwhile;
+	CUstream stream;
+
+	MUST(cuMemAlloc_v2(&before, 4 << 20));
+	must(create(&made, NULL, 0, 0), "cuGreenCtxCreate");
+	must(from(&context, made), "cuCtxFromGreenCtx");
+	MUST(cuCtxSetCurrent(context));
+	MUST(cuMemAlloc_v2(&meanwhile, 4 << 20));
+	MUST(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+	MUST(cuLaunchHostFunc(stream, take_a_while, NULL));
+	MUST(cuMemsetD8Async(before, 1, 4 << 20, stream));
+	MUST(cuCtxSetCurrent(primary));
+	MUST(cuMemFree_v2(before));
+	MUST(cuCtxSetCurrent(context));
+	ok(!cu.cuStreamSynchronize(stream), "what its stream works on is not freed before");
+	MUST(cuCtxSetCurrent(primary));
+	must(destroy(made), "cuGreenCtxDestroy");
+	mark(meanwhile, 4 << 20, 1);
+	ok(cycle("without it") && marked(meanwhile, 4 << 20, 1) && hook_report()->parked_bytes == 4 << 20,
+	   "what was allocated with it outlives it");
+	ok(!cu.cuMemFree_v2(meanwhile) && hook_report()->parked_bytes == 0, "and can be freed");
+	must(create(&made, NULL, 0, 0), "cuGreenCtxCreate");
+	must(from(&context, made), "cuCtxFromGreenCtx");
+	MUST(cuCtxSetCurrent(context));
+	MUST(cuMemAlloc_v2(&meanwhile, 4 << 20));
+	MUST(cuCtxSetCurrent(NULL));
+	must(destroy(made), "cuGreenCtxDestroy");
+	MUST(cuDevicePrimaryCtxRelease_v2(0));
+	ok(hook_report()->parked_bytes == 0, "but not the primary one");
+}
+
 /* Pools for stream-ordered allocation are parked as a whole; what they can spare is not. */
 static void ordered(void)
 {
@@ -611,7 +655,7 @@ int main(int argc, char **argv)
 		const char *name;
 		void (*run)(void);
 	} runs[] = {{"cycles", cycles}, {"little", little}, {"many", many}, {"peers", peers}, {"counted", counted},
-		    {"ordered", ordered}, {"wanted", wanted},   {"beyond", beyond},
+		    {"ordered", ordered}, {"wanted", wanted},   {"beyond", beyond}, {"green", green},
 		    {"refused", refused}, {"stuck", stuck}, {"crowd", crowd}};
 	struct rlimit files;
 	unsigned i;

@@ -19,6 +19,7 @@ t.test('out and back', async (t) => {
     ['ordered', {}],
     ['wanted', { SOFTCUDA_MEMORY_MB: '128' }],
     ['beyond', newer],
+    ['green', newer],
     ...['cuMemCreate=801@1', 'cuMemAddressReserve=999@1', 'cuMemMap=1@3', 'cuMemSetAccess=1@1'].map(
       (fault): [string, Record<string, string>] => ['refused', { SOFTCUDA_FAULTS: fault }],
     ),

@@ -6,6 +6,8 @@
 #define EXPORT __attribute__((visibility("default")))
 
 EXPORT CUresult cuGreenCtxCreate(void **ctx, void *resources, CUdevice device, unsigned int flags);
+EXPORT CUresult cuCtxFromGreenCtx(CUcontext *context, void *green);
+EXPORT CUresult cuGreenCtxDestroy(void *green);
 EXPORT CUresult cuGetProcAddress_v2_ptsz(const char *symbol, void **function, int version, cuuint64_t flags,
 					 CUdriverProcAddressQueryResult *status);
 
@@ -115,10 +117,29 @@ CUresult cuMulticastBindAddr_v2(CUmemGenericAllocationHandle object, CUdevice de
 	return device ? CUDA_ERROR_INVALID_DEVICE : CUDA_SUCCESS;
 }
 
-/* All that the shim has to do with: a green context keeps the primary one active. */
+/* All that the shim has to do with: a green context keeps the primary one active, and has streams of its own. */
 CUresult cuGreenCtxCreate(void **ctx, void *resources, CUdevice device, unsigned int flags)
 {
 	return cuDevicePrimaryCtxRetain((CUcontext *)ctx, device);
+}
+
+static CUcontext green_streams;
+
+CUresult cuCtxFromGreenCtx(CUcontext *context, void *green)
+{
+	CUcontext popped;
+	CUresult r = green_streams ? CUDA_SUCCESS : cuCtxCreate_v2(&green_streams, 0, 0);
+
+	*context = green_streams;
+	return r == CUDA_SUCCESS ? cuCtxPopCurrent_v2(&popped) : r;
+}
+
+CUresult cuGreenCtxDestroy(void *green)
+{
+	CUresult r = cuCtxDestroy_v2(green_streams);
+
+	green_streams = NULL;
+	return r == CUDA_SUCCESS ? cuDevicePrimaryCtxRelease_v2(0) : r;
 }
 
 /* As cuda.h describes it. */
