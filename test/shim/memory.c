@@ -466,7 +466,6 @@ static void ordered(void)
 	SAY(cuMemPoolDestroy(mine));
 	printf("without a current context\n");
 	SAY(cuMemAllocAsync(&a, 3 * MiB, two));
-	SAY(cuStreamSynchronize(two));
 	SAY(cuCtxSetCurrent(NULL));
 	SAY(cuMemFree_v2(a));
 }
