@@ -436,9 +436,18 @@ static void *note_of_green(struct node *notes, size_t offset, CUgreenCtx green)
 
 static CUresult on_cuGreenCtxDestroy(CUgreenCtx green)
 {
+	struct memory *m = cudapool_memory(false);
 	struct streams *known = cudapool_streams();
+	CUcontext ending = NULL;
 	void *note;
 
+	cudapool_streams_lock();
+	note = known ? note_of_green(known->contexts, offsetof(struct context_note, green), green) : NULL;
+	if (note)
+		ending = note_context(note);
+	cudapool_streams_unlock();
+	if (m && ending)
+		cudapool_pools_context_ending(m, ending);
 	cudapool_streams_lock();
 	while (known && (note = note_of_green(known->contexts, offsetof(struct context_note, green), green)))
 		forget_context(note);

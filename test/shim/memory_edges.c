@@ -107,7 +107,7 @@ static void green(void)
 	CUresult (*from)(CUcontext *, void *) = dlsym(lib, "cuCtxFromGreenCtx");
 	CUresult (*destroy)(void *) = dlsym(lib, "cuGreenCtxDestroy");
 	CUcontext primary = begin(0), context;
-	CUdeviceptr before, meanwhile;
+	CUdeviceptr before, meanwhile, ordered;
 	CUstream stream;
 
 	MUST(cuMemAlloc_v2(&before, 4 << 20));
@@ -116,6 +116,8 @@ static void green(void)
 	MUST(cuCtxSetCurrent(context));
 	MUST(cuMemAlloc_v2(&meanwhile, 4 << 20));
 	MUST(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+	MUST(cuMemAllocAsync(&ordered, 20 << 20, stream));
+	MUST(cuMemFreeAsync(ordered, stream));
 	MUST(cuLaunchHostFunc(stream, take_a_while, NULL));
 	MUST(cuMemsetD8Async(before, 1, 4 << 20, stream));
 	MUST(cuCtxSetCurrent(primary));
@@ -124,6 +126,9 @@ static void green(void)
 	ok(!cu.cuStreamSynchronize(stream), "what its stream works on is not freed before");
 	MUST(cuCtxSetCurrent(primary));
 	must(destroy(made), "cuGreenCtxDestroy");
+	MUST(cuMemAllocAsync(&before, 20 << 20, NULL));
+	ok(before == ordered && !cu.cuMemFreeAsync(before, NULL), "what was freed in its stream is free without it");
+	MUST(cuStreamSynchronize(NULL));
 	mark(meanwhile, 4 << 20, 1);
 	ok(cycle("without it") && marked(meanwhile, 4 << 20, 1) && hook_report()->parked_bytes == 4 << 20,
 	   "what was allocated with it outlives it");
