@@ -28,6 +28,17 @@ static TAILQ_HEAD(, room) waiting = TAILQ_HEAD_INITIALIZER(waiting);
 static struct loop_timer look;
 static struct room *asked_for; /* the first of `waiting`, while questions for it are under way */
 
+/* One that this machine lacks: images of other machines and pages of processes may name any number of them. */
+static struct device *find_absent(void)
+{
+	struct device *device;
+
+	for (device = devices; device < devices + device_count; device++)
+		if (device->error == -EXDEV && !device->asked && !device->kept)
+			return device;
+	return NULL;
+}
+
 static struct device *device_find(const uint8_t uuid[16], bool make)
 {
 	struct device *device;
@@ -35,10 +46,16 @@ static struct device *device_find(const uint8_t uuid[16], bool make)
 	for (device = devices; device < devices + device_count; device++)
 		if (MATCHES(device->uuid, uuid))
 			return device;
-	if (!make || device_count == DEVICES_KNOWN)
+	if (!make)
 		return NULL;
-	device_count++;
-	memcpy(device->uuid, uuid, sizeof(device->uuid));
+	if (device_count < DEVICES_KNOWN)
+		device_count++;
+	else
+		device = find_absent();
+	if (device) {
+		*device = (struct device){};
+		memcpy(device->uuid, uuid, sizeof(device->uuid));
+	}
 	return device;
 }
 
@@ -179,8 +196,8 @@ static void decide(struct room *room)
 
 	for (i = 0; i < room->need.devices; i++) {
 		device = device_find(room->need.uuid[i], false);
-		if (device->error) {
-			end_room(room, device->error, device->text);
+		if (!device || device->error) {
+			end_room(room, device ? device->error : -EXDEV, device ? device->text : "this machine lacks a GPU");
 			return;
 		}
 	}

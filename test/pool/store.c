@@ -7,6 +7,33 @@
 
 #include "store_support.h"
 
+static struct room unknown;
+static int unknown_error;
+
+static void unknown_answered(struct room *room, int error, const char *text)
+{
+	unknown_error = error;
+}
+
+static bool unknown_idle(void)
+{
+	return unknown.state == ROOM_IDLE;
+}
+
+/* Images of other machines come and go, and pages name what they like: none of their GPUs takes a known one's place. */
+static void test_unknown_devices(void)
+{
+	unsigned i, refused = 0;
+
+	for (i = 0; i < 100; i++) {
+		unknown = (struct room){.need = {.devices = 1, .bytes[0] = MIB}, .done = unknown_answered};
+		snprintf((char *)unknown.need.uuid[0], 16, "elsewhere %u", i);
+		room_ask(&unknown);
+		refused += until(unknown_idle, 1000) && unknown_error == -EXDEV;
+	}
+	ok(refused == 100, "GPUs that this machine lacks are refused");
+}
+
 static void test_paths(void)
 {
 	uint8_t token[16];
@@ -469,6 +496,7 @@ int main(void)
 {
 	if (!begin_tests())
 		return 1;
+	test_unknown_devices();
 	test_paths();
 	test_given_away();
 	test_passed();
