@@ -9,6 +9,7 @@ import { expect, type Outcome, patchedTree, scenario, versions, whyNot } from '.
 const env = {
   CRIU_CUDA_CONTEXT_POOL: '1',
   DAEMON: built.cudapoold,
+  DROPIN: built.dropin,
   DRIVER: inRoot('softcuda'),
   SHIM: built.shim,
   STOCK: join(patchedTree(versions[0]), 'stock'),
@@ -129,6 +130,20 @@ const cases: Case[] = [
     wanted: { ...well, restore: '1', none: '0', again: '0' },
     also: (t, o) => t.match(o.log('restore'), 'Missing required plugin: cudapool'),
   },
+  ...(['lock', 'checkpoint'] as const).map(
+    (action): Case => ({
+      name: `parked before the dump by somebody else (${action}): refused, as no image would be in it; then given back`,
+      script: `start_gpu_app 1; CUDAPOOL_IMAGE_DIR=$T/own start_cudapoold; pool_ready; ${
+        action === 'lock' ? '"$DROPIN" --action lock' : '"$DROPIN" --toggle'
+      } --pid $APP; dump; "$DROPIN" ${action === 'lock' ? '--action unlock' : '--toggle'} --pid $APP; answers alive; NAME=again dump; left gone; parked_images images; restore; answers restored`,
+      wanted: { dump: '1', alive: '1', again: '0', gone: '0', images: '1', restore: '0', restored: '1' },
+      also: (t, o) =>
+        t.match(
+          o.log('dump'),
+          new RegExp(`was parked before this dump.*--${action === 'lock' ? 'action unlock' : 'toggle'} --pid \\d+`),
+        ),
+    }),
+  ),
   {
     name: 'CUDAPOOL_PARK=0 in the pool: the driver carries everything, and the log says why',
     script: `start_gpu_app 3; CUDAPOOL_PARK=0 start_cudapoold; dump; left gone; parked_images images; restore; answers alive`,
