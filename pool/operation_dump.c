@@ -198,16 +198,27 @@ static void lock_state_known(struct operation *operation, int error)
 	parking_start(parking);
 }
 
+/* What is parked already is locked already, as the driver will say; or it is due, and no other dump would have it. */
+static void parked_state_known(struct operation *operation, int error)
+{
+	if (error || operation->action.value != CUDAPOOL_PROCESS_RUNNING) {
+		lock_stock(operation);
+		return;
+	}
+	operation->path = CUDAPOOL_PATH_PARKED;
+	operation_say(operation, "process %d: its memory is parked already, and has yet to be given back",
+		      operation->process->pid);
+	lock_ended(operation, -EBUSY);
+}
+
 void operation_lock(struct operation *operation)
 {
 	struct parking *parking = &operation->parking;
 
+	*parking = (struct parking){.process = operation->process, .shim.process = PROCESS_NONE};
 	if (operation->holding && (operation->holding->held & JOURNAL_HELD_PARKED)) {
-		lock_stock(operation); /* parked already, so locked already: the driver will say so */
-		return;
-	}
-	*parking = (struct parking){.process = operation->process};
-	if (!operation_parks()) {
+		operation_act(operation, CUDAPOOL_OP_STATE, 0, parked_state_known);
+	} else if (!operation_parks()) {
 		operation_say(operation, "parking is off in the pool (CUDAPOOL_PARK=0)");
 		lock_stock(operation);
 	} else if (operation->at_close && !operation->dir) {

@@ -111,7 +111,8 @@ static_assert(sizeof(struct cudapool_welcome) == 360, "wire format");
  *   LOCK        parks first, where the process has a shim and CUDAPOOL_PARK is on. A process that cannot be parked is
  *		 locked as it is, and `text` of the RESULT says why. A park that fails is undone and fails the LOCK.
  *		 -ENOTSUP: it cannot be parked, and has memory of the pool or of another process (control_page.h:
- *		 imported_bytes, foreign_mb), with which the driver could not restore it.
+ *		 imported_bytes, foreign_mb), with which the driver could not restore it. -EBUSY: it runs, and its memory
+ *		 is parked already: UNPARK is due.
  *		 timeout_ms is for both.
  *   CHECKPOINT  of a parked process, for a PLUGIN: ends when the driver is done, while its image is still being written.
  *		 For others: when its image is complete and has its name as well

@@ -4,9 +4,10 @@ import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import { exec } from '../../harness/adapters/exec.ts';
-import { buildSnippets, built, type SoftCuda, startPool, until } from '../support/index.ts';
+import { buildSnippets, built, type SoftCuda, startPool, tempDir, until } from '../support/index.ts';
 import {
   type App,
+  ERRNO,
   fault,
   holdsNothing,
   PATH,
@@ -153,6 +154,28 @@ t.test('CRIU is killed', async (t) => {
   await criu.kill();
   await app.runs('the application runs on, with its memory');
   await holdsNothing(t, pool, 'nothing is held');
+});
+
+t.test('a process that has not got its memory back is not locked', async (t) => {
+  const { pool, app, criu, images } = await scene(t);
+  for (const op of ['lock', 'checkpoint', 'restore', 'unlock'])
+    t.equal((await criu.say(`do ${op} ${app.pid}`)).error, 0, op);
+  const other = startClient(t, programs, pool.socket, 'criu');
+  await other.say('connect plugin');
+  await other.say(`images dump ${tempDir(t)}`);
+  const lock = await other.say(`do lock ${app.pid}`);
+  t.match(
+    lock,
+    { error: ERRNO.EBUSY, path: PATH.parked, line: /memory is parked already/ },
+    'another dump would not have it',
+  );
+  t.equal(imagesIn(images).length, 1, 'the image stays');
+  t.equal((await criu.say(`do unpark ${app.pid}`)).error, 0, 'unpark');
+  t.match(
+    await other.say(`do lock ${app.pid}`),
+    { error: 0, path: PATH.parked, parked: 6 * MiB },
+    'and then it is parked anew',
+  );
 });
 
 t.test('the processes of a tree are given back independently', async (t) => {
