@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -82,16 +83,35 @@ static int map_page(struct cudapool_shim *shim, unsigned long start, unsigned lo
 	return ret;
 }
 
-/* True for the line of a shared mapping of one page with the page's exact name. */
-static bool is_page_line(char *line, unsigned long *start, unsigned long *end)
+/*
+ * Where the kernel has its memfds. Any file can bear such a name, and opening one of a FUSE file system may take for
+ * ever.
+ */
+static int memfd_device(dev_t *device)
 {
-	char permissions[5];
+	int fd = memfd_create(CUDAPOOL_PAGE_NAME, MFD_CLOEXEC), err;
+	struct stat st = {.st_dev = 0};
+
+	if (fd < 0)
+		return -errno;
+	err = fstat(fd, &st) ? -errno : 0;
+	*device = st.st_dev;
+	close(fd);
+	return err;
+}
+
+/* True for the line of a shared mapping of one page of a memfd with the page's exact name. */
+static bool is_page_line(char *line, dev_t device, unsigned long *start, unsigned long *end)
+{
+	unsigned major, minor;
 	unsigned long offset;
+	char permissions[5];
 	int name = 0;
 
-	return sscanf(line, "%lx-%lx %4s %lx %*x:%*x %*u %n", start, end, permissions, &offset, &name) == 4 &&
+	return sscanf(line, "%lx-%lx %4s %lx %x:%x %*u %n", start, end, permissions, &offset, &major, &minor, &name) ==
+		       6 &&
 	       name > 0 && !strcmp(line + name, MAPPED_NAME) && !strcmp(permissions, "rw-s") && offset == 0 &&
-	       *end - *start == CUDAPOOL_PAGE_SIZE;
+	       *end - *start == CUDAPOOL_PAGE_SIZE && makedev(major, minor) == device;
 }
 
 /* Looks through an open /proc/PID/maps; lines longer than the block cannot be ours and are dropped. */
@@ -99,19 +119,23 @@ static int find_page(struct cudapool_shim *shim, int maps)
 {
 	int ret = fail(shim, -ENOENT, "process %d has no shim, or its shim has not met the driver yet",
 		       shim->process.pid);
-	unsigned long start, end;
 	char block[PATH_MAX + 256], *line, *newline;
+	unsigned long start, end;
 	size_t used = 0, seen = 0;
-	int tried = 0;
+	int tried = 0, err;
+	dev_t device = 0;
 	ssize_t n;
 
+	err = memfd_device(&device);
+	if (err)
+		return fail(shim, err, "cannot make a memfd: %s", strerror(-err));
 	while (seen < MAPS_MAX && (n = read(maps, block + used, sizeof(block) - 1 - used)) > 0) {
 		seen += n;
 		used += n;
 		block[used] = '\0';
 		for (line = block; (newline = strchr(line, '\n')); line = newline + 1) {
 			*newline = '\0';
-			if (!is_page_line(line, &start, &end))
+			if (!is_page_line(line, device, &start, &end))
 				continue;
 			ret = map_page(shim, start, end);
 			if (!ret || ++tried == PAGES_MAX)
