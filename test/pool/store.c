@@ -5,6 +5,7 @@
 #include <sys/vfs.h>
 #include <sys/wait.h>
 
+#include "shim_page.h"
 #include "store_support.h"
 
 static struct room unknown;
@@ -492,6 +493,64 @@ static void test_want(void)
 	waitpid(child, NULL, 0);
 }
 
+enum { IDLE = 40, SLOW_MS = 1 };
+
+static unsigned opened, opened_most, opened_all;
+
+int __real_cudapool_shim_open(struct cudapool_shim *shim, int pid);
+int __wrap_cudapool_shim_open(struct cudapool_shim *shim, int pid);
+
+int __wrap_cudapool_shim_open(struct cudapool_shim *shim, int pid)
+{
+	opened++;
+	opened_all++;
+	usleep(SLOW_MS * 1000);
+	return __real_cudapool_shim_open(shim, pid);
+}
+
+/* Somebody else, who wants the loop each millisecond. */
+static void beat(struct loop_timer *timer)
+{
+	opened_most = opened > opened_most ? opened : opened_most;
+	opened = 0;
+	loop_timer_set(timer, 1);
+}
+
+static bool all_looked_at(void)
+{
+	return opened_all >= IDLE;
+}
+
+/* A host has thousands of processes, and some have thousands of mappings. */
+static void test_many_processes(void)
+{
+	struct loop_timer other = {.fire = beat};
+	uint8_t token[16];
+	pid_t idle[IDLE];
+	unsigned i;
+
+	evict_all();
+	settle(300); /* so that nobody is known any more */
+	for (i = 0; i < IDLE; i++) {
+		idle[i] = fork();
+		if (!idle[i])
+			for (;;)
+				pause();
+	}
+	opened = opened_most = opened_all = 0;
+	loop_timer_set(&other, 1);
+	dump("many", 2, 4, CUDAPOOL_HOT_AUTO, token);
+	until(all_looked_at, 6000);
+	settle(5);
+	ok(opened_all >= IDLE && opened_most < IDLE / 2,
+	   "looking at %u processes leaves the loop free for others, after %u at the most", opened_all, opened_most);
+	loop_timer_cancel(&other);
+	for (i = 0; i < IDLE; i++) {
+		kill(idle[i], SIGKILL);
+		waitpid(idle[i], NULL, 0);
+	}
+}
+
 int main(void)
 {
 	if (!begin_tests())
@@ -508,5 +567,6 @@ int main(void)
 	test_own();
 	test_make_room();
 	test_want();
+	test_many_processes();
 	return end_tests();
 }
