@@ -27,8 +27,8 @@
 
 /*
  * Threads: main() answers the keeper and never calls the driver, so that a heartbeat tells "busy" from "hung";
- * one thread warms; each job has its own (worker_job.c); the rest act. The queue holds at most one action per acting
- * thread, because the keeper sends no more at once, and questions for memory.
+ * one thread warms; each job has its own (worker_job.c); the rest act. There is one more of those than the keeper has
+ * actions under way at once, so that questions for memory, which restores wait for, never wait for an action.
  */
 static struct worker_config config;
 static struct driver driver;
@@ -273,7 +273,7 @@ static int start_threads(void)
 	pthread_attr_init(&attr);
 	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
 	err = pthread_create(&thread, &attr, warm_thread, NULL);
-	for (i = 0; !err && i < config.threads; i++)
+	for (i = 0; !err && i <= config.threads; i++)
 		err = pthread_create(&thread, &attr, acting_thread, NULL);
 	pthread_attr_destroy(&attr);
 	return -err;

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { exec } from '../../harness/adapters/exec.ts';
 import { buildSnippets, built, inRoot, runTap, startPool, tempDir, until } from '../support/index.ts';
-import { PATH, type ParkScene, startClient, startParkScene, statusOf } from './support.ts';
+import { acting, fault, PATH, type ParkScene, startApp, startClient, startParkScene, statusOf } from './support.ts';
 
 const programs = await buildSnippets('pool');
 const MiB = 1 << 20;
@@ -118,4 +118,26 @@ t.test('a pool that is started anew', async (t) => {
   const found = await tool.say(`images prefetch ${scene.images}`);
   t.match(found.line, /^found 1 error 0 bytes 209715200/, 'loads the image when it is asked to');
   t.match((await statusOf(pool)).parks, [{ state: 'saved', tier: 'hot', bytes: 200 * MiB }], 'and keeps it hot');
+});
+
+t.test('as many actions as the worker takes are under way', async (t) => {
+  const scene = await dump(t, { CUDAPOOL_THREADS: '1' });
+  await die(scene);
+  await scene.pool.stop();
+  const pool = await startPool(t, scene.soft, { env: { CUDAPOOL_THREADS: '1', CUDAPOOL_PARK: '0' } });
+  const other = await startApp(t, programs, scene.soft);
+  const criu = startClient(t, programs, pool.socket, 'criu');
+  await criu.say('connect plugin');
+  await criu.say(`do lock ${other.pid}`);
+  fault(scene.soft, 'checkpoint=hang:6000');
+  await criu.say(`begin checkpoint ${other.pid}`);
+  await acting(pool);
+  const tool = startClient(t, programs, pool.socket, 'client');
+  await tool.say('connect tool');
+  t.match(
+    await tool.say(`images prefetch ${scene.images}`),
+    { line: /^found 1 error 0/ },
+    'memory is found, and loaded',
+  );
+  t.match(await statusOf(pool), { actions: { running: 1 }, parks: [{ tier: 'hot' }] }, 'before they end');
 });
