@@ -145,18 +145,20 @@ static int check_directory(struct listener *listener)
 	}
 }
 
-/* The lock outlives no process, so it never goes stale. */
+/* The lock outlives no process, so it never goes stale. Whoever may read the file could take it, and keep us out. */
 static int take_lock(struct listener *listener)
 {
 	char path[sizeof(listener->path) + 8], holder[16] = "";
 	struct stat st;
 
 	snprintf(path, sizeof(path), "%s.lock", listener->path);
-	listener->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
+	listener->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (listener->lock_fd < 0)
 		return fail(listener, -errno, "cannot open %s: %s", path, strerror(errno));
-	if (fstat(listener->lock_fd, &st) || !S_ISREG(st.st_mode) || st.st_uid != geteuid())
+	if (fstat(listener->lock_fd, &st) || !S_ISREG(st.st_mode) || st.st_uid != geteuid() || st.st_nlink != 1)
 		return fail(listener, -EPERM, "%s belongs to somebody else: remove it", path);
+	if (fchmod(listener->lock_fd, 0600))
+		return fail(listener, -errno, "cannot close %s to others: %s", path, strerror(errno));
 	if (flock(listener->lock_fd, LOCK_EX | LOCK_NB)) {
 		if (read(listener->lock_fd, holder, sizeof(holder) - 1) > 0)
 			holder[strcspn(holder, "\n")] = '\0';

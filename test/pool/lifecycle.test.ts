@@ -6,6 +6,7 @@ import {
   copyFileSync,
   existsSync,
   lchownSync,
+  linkSync,
   mkdirSync,
   readFileSync,
   rmSync,
@@ -139,8 +140,12 @@ t.test('the socket', async (t) => {
   pool.child.kill('SIGKILL');
   await until('it is dead', () => pool.child.signalCode !== null);
   t.ok(existsSync(pool.socket), 'a killed pool leaves it behind');
+  const lock = (): number => statSync(`${pool.socket}.lock`).mode & 0o777;
+  t.equal(lock(), 0o600, 'nobody else may take its lock');
+  chmodSync(`${pool.socket}.lock`, 0o644);
   const next = await startPool(t, soft, { socket: pool.socket, args: ['--group', 'no such group'] });
   t.match(await statusOf(next), { worker: { state: 'warm' } }, 'and the next one replaces it');
+  t.equal(lock(), 0o600, 'also where it could');
   t.equal(statSync(pool.socket).mode & 0o777, 0o600, 'without a group it is open to its owner alone');
 
   const dir = tempDir(t);
@@ -189,6 +194,14 @@ t.test('the socket', async (t) => {
   t.match(await run(['--socket', 'here.sock']), { exitCode: 1, stderr: /absolute path/ }, 'a relative path is refused');
   symlinkSync('/etc/passwd', join(dir, 'link.sock.lock'));
   t.not((await run(['--socket', join(dir, 'link.sock')])).exitCode, 0, 'a link in place of the lock is not followed');
+  writeFileSync(join(dir, 'precious'), 'content');
+  linkSync(join(dir, 'precious'), join(dir, 'hard.sock.lock'));
+  t.match(
+    await run(['--socket', join(dir, 'hard.sock')]),
+    { exitCode: 3, stderr: /remove it/ },
+    'nor is a hard one taken',
+  );
+  t.equal(readFileSync(join(dir, 'precious'), 'utf8'), 'content', 'which may be of something else');
   const made = join(dir, 'made', 'a.sock');
   endAfter(t, made);
   t.equal((await run(['--daemonize', '--socket', made], soft.env)).exitCode, 0, 'a folder that is missing is made');
