@@ -15,17 +15,20 @@
 /* A kind of device of the driver's: /proc/devices has its number, and a name that begins with the vendor's. */
 static bool is_drivers(unsigned major)
 {
-	FILE *devices = fopen("/proc/devices", "re");
+	static unsigned known; /* the last one that was: a park has thousands of pieces, all of one kind; 0: none */
+	bool found = known && major == known;
+	FILE *devices = found ? NULL : fopen("/proc/devices", "re");
 	char line[128];
 	unsigned number;
 	int name;
-	bool found = false;
 
 	while (devices && !found && fgets(line, sizeof(line), devices) && line[0] != 'B') /* "Block devices:" */
 		found = sscanf(line, "%u %n", &number, &name) == 1 && number == major &&
 			!strncmp(line + name, "nvidia", 6);
 	if (devices)
 		fclose(devices);
+	if (found)
+		known = major;
 	return found;
 }
 

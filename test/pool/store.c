@@ -5,6 +5,7 @@
 #include <sys/vfs.h>
 #include <sys/wait.h>
 
+#include "descriptors.h"
 #include "shim_page.h"
 #include "store_support.h"
 
@@ -551,6 +552,37 @@ static void test_many_processes(void)
 	}
 }
 
+static unsigned lists_read;
+
+FILE *__real_fopen(const char *path, const char *mode);
+FILE *__wrap_fopen(const char *path, const char *mode);
+
+/* A machine whose driver has the device number of /dev/null. */
+FILE *__wrap_fopen(const char *path, const char *mode)
+{
+	static char list[] = "Character devices:\n  1 nvidia-frontend\n  5 ttys\n\nBlock devices:\n  5 nvidia\n";
+
+	if (strcmp(path, "/proc/devices"))
+		return __real_fopen(path, mode);
+	lists_read++;
+	return fmemopen(list, strlen(list), "r");
+}
+
+static void test_driver_descriptors(void)
+{
+	int drivers = open("/dev/null", O_RDWR | O_CLOEXEC), other = open("/dev/ptmx", O_RDWR | O_CLOEXEC | O_NOCTTY);
+	unsigned i, taken = 0;
+
+	ok(!descriptor_is_memory(other), "a descriptor of another device is not taken");
+	lists_read = 0;
+	for (i = 0; i < 1000; i++)
+		taken += descriptor_is_memory(drivers);
+	ok(taken == 1000 && lists_read == 1, "the driver's are, and the devices are looked at once for %u of them", taken);
+	ok(!descriptor_is_memory(other), "and others are no more than before");
+	close(drivers);
+	close(other);
+}
+
 int main(void)
 {
 	if (!begin_tests())
@@ -568,5 +600,6 @@ int main(void)
 	test_make_room();
 	test_want();
 	test_many_processes();
+	test_driver_descriptors();
 	return end_tests();
 }
