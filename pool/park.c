@@ -499,6 +499,14 @@ static void look_later(struct parking *parking)
 	loop_timer_set(&parking->look, waited_us < SPIN_US ? 0 : delay_ms < LOOK_MAX_MS ? delay_ms : LOOK_MAX_MS);
 }
 
+/* Its page names the park, for pools to find the image by: a command that is refused must not write over that. */
+static bool is_parked(struct parking *parking)
+{
+	struct cudapool_page page;
+
+	return parks(parking) && !cudapool_shim_read(&parking->shim, &page) && page.park_state != CUDAPOOL_PARK_OPEN;
+}
+
 static void look(struct loop_timer *timer)
 {
 	struct parking *parking = container_of(timer, struct parking, look);
@@ -511,6 +519,10 @@ static void look(struct loop_timer *timer)
 		return;
 	}
 	if (parking->step == PARKING_POST) {
+		if (is_parked(parking)) {
+			no_channel(parking, -EALREADY);
+			return;
+		}
 		err = cudapool_shim_post(&parking->shim, parks(parking) ? CUDAPOOL_PAGE_PARK : CUDAPOOL_PAGE_UNPARK,
 					 parking->token, limit_ms < LIMIT_MAX_MS ? limit_ms : LIMIT_MAX_MS,
 					 &parking->seq);

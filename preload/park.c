@@ -427,6 +427,8 @@ int cudapool_park_prepare(struct cudapool_page *page, enum cudapool_page_command
 		  : state.park != CUDAPOOL_PARK_PARKED ? -EALREADY
 						       : 0;
 
+	if (err && command == CUDAPOOL_PAGE_PARK && state.park == CUDAPOOL_PARK_PARKED)
+		memcpy(page->token, state.token, sizeof(page->token)); /* the command has brought another one */
 	return err ? err : cudapool_talk_open(&waiting, &page->channel_fd);
 }
 

@@ -178,6 +178,24 @@ t.test('a process that has not got its memory back is not locked', async (t) => 
   );
 });
 
+t.test('a pool that does not know of a park leaves its token alone', async (t) => {
+  const { soft, pool, app, criu, images } = await scene(t);
+  for (const op of ['lock', 'checkpoint', 'restore', 'unlock'])
+    t.equal((await criu.say(`do ${op} ${app.pid}`)).error, 0, op);
+  pool.child.kill('SIGKILL');
+  const next = await startPool(t, soft);
+  const other = startClient(t, programs, next.socket, 'criu');
+  await other.say('connect plugin');
+  t.equal((await other.say(`images restore ${images}`)).error, 0, 'the image is there');
+  t.match(
+    await other.say(`do lock ${app.pid}`),
+    { error: ERRNO.EBUSY, path: PATH.parked, line: /parked already/ },
+    'it cannot be parked once more',
+  );
+  t.match(await other.say(`do unpark ${app.pid}`), { error: 0, path: PATH.loaded }, 'and its memory is found');
+  await app.runs('the application runs on, with its memory');
+});
+
 t.test('the processes of a tree are given back independently', async (t) => {
   const { soft, pool, app, criu } = await scene(t, 'unpark-fails');
   const other = await startApp(t, programs, soft, ['shim', 'honest', '5']);

@@ -93,7 +93,9 @@ static void cycles(void)
 		pthread_create(&thread, NULL, touch, NULL);
 		sleep_ms(50);
 		ok(!touched, "a call waits");
+		pool.page->token[5] ^= 1;
 		ok(fake_pool_command(&pool, CUDAPOOL_PAGE_PARK, 1000) == -EALREADY, "it cannot be parked again");
+		ok(!memcmp(pool.page->token, pool.begin.token, sizeof(pool.page->token)), "and keeps its token");
 		ok(fake_pool_unpark(&pool, 10000) == 0, "unparks");
 		ok(pool.end.held == 1, "one thread was waiting");
 		pthread_join(thread, NULL);
