@@ -173,11 +173,11 @@ static void prefetched(struct store_waiter *step, int error, const char *text)
 		}
 		park->early = NULL;
 	}
-	if (error) {
+	if (error && error != -ECANCELED) {
 		waiters_done(&dir->asker, error, text);
 		return;
 	}
-	dir->reached++;
+	dir->reached += !error; /* else a restore had taken it, and has let go of it */
 	prefetch_next(dir);
 }
 

@@ -112,7 +112,7 @@ struct memory *memory_load(struct park *park);
 struct memory *memory_copy(struct memory *source);
 /* Closes the pieces before `upto`: it is of no use any more but for the rest. done(): they are closed. */
 void memory_pass(struct memory *memory, unsigned upto, struct store_waiter *waiter);
-/* Ends what fills it and closes all. NULL is nothing. */
+/* Ends what fills it and closes all; those who wait for that hear -ECANCELED. NULL is nothing. */
 void memory_free(struct memory *memory);
 /* Descriptors of memory that is being closed: it will be free soon. */
 unsigned memory_closing(void);

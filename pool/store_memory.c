@@ -218,6 +218,7 @@ void memory_free(struct memory *memory)
 	room_release(&memory->room);
 	job_cancel(&memory->job);
 	source_done(memory);
+	waiters_done(&memory->filled, -ECANCELED, "");
 	descriptors -= memory->park->header.pieces - memory->got;
 	close_later(memory->fds + memory->passed, memory->got - memory->passed, NULL);
 	free(memory->fds);

@@ -341,6 +341,29 @@ static void test_cold(void)
 	settle(20);
 }
 
+/* What a prefetch waits for is claimed meanwhile, and that restore fails. */
+static void test_prefetch_and_claim(void)
+{
+	struct cudapool_found found;
+	struct store_dir *ahead, *dir;
+	struct store_gift gift;
+	struct waited claimed;
+	uint8_t token[16];
+
+	dump("ahead", 2, 4, CUDAPOOL_HOT_OFF, token);
+	fake.delay_ms = 50;
+	ahead = open_dir("ahead", CUDAPOOL_IMAGES_PREFETCH, CUDAPOOL_HOT_AUTO, &found);
+	settle(20);
+	dir = open_dir("ahead", CUDAPOOL_IMAGES_RESTORE, CUDAPOOL_HOT_AUTO, &found);
+	store_claim(&gift, store_find(dir, token), CUDAPOOL_HOT_AUTO, fresh(&claimed));
+	store_gave(&gift, false);
+	store_dir_release(dir);
+	ok(wait_done() == 0 && uses(8), "a prefetch loads what a restore has taken and let go of");
+	store_dir_release(ahead);
+	fake.delay_ms = 0;
+	evict_all();
+}
+
 #define COUNT 3
 static struct waited claims[COUNT];
 
@@ -595,6 +618,7 @@ int main(void)
 	test_room();
 	test_tiers();
 	test_cold();
+	test_prefetch_and_claim();
 	test_at_once();
 	test_own();
 	test_make_room();
