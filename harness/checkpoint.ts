@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // `cudapool checkpoint`: podman container checkpoint, with the pool.
-import type { Command } from 'commander';
+import { type Command, Option } from 'commander';
 import {
   type PodmanFlags,
   passedOn,
@@ -33,12 +33,15 @@ export function registerCheckpoint(program: Command): void {
     .argument('<container>', 'its name or id')
     .argument('[podman-options...]', "behind '--': further options of podman container checkpoint")
     .option('--sync', 'CUDAPOOL_SYNC: sync the file system of the images before success is reported')
-    .option('-e, --export <file>', 'write the checkpoint to this archive');
+    .option('-e, --export <file>', 'write the checkpoint to this archive')
+    .addOption(
+      new Option('--create-image <name>', 'make an image of the checkpoint, for any registry').conflicts('export'),
+    );
   sharedOptions(podmanFlags(command, PODMAN)).action(
     async (
       container: string,
       further: string[],
-      flags: SharedFlags & { export?: string } & Record<string, unknown>,
+      flags: SharedFlags & { export?: string; createImage?: string } & Record<string, unknown>,
     ) => {
       if (flags.dryRun !== true) requireRoot('checkpoint a container');
       const { checkpointContainer } = await import('./container/actions.ts');
@@ -49,6 +52,7 @@ export function registerCheckpoint(program: Command): void {
         podmanOptions: [
           ...passedOn(flags, PODMAN),
           ...(flags.export === undefined ? [] : [`--export=${flags.export}`]),
+          ...(flags.createImage === undefined ? [] : [`--create-image=${flags.createImage}`]),
           ...further,
         ],
       });

@@ -18,12 +18,14 @@ const examples: Readonly<Record<string, readonly string[]>> = {
   checkpoint: [
     'cudapool checkpoint --keep mycontainer',
     'cudapool checkpoint --export /srv/mycontainer.tar mycontainer',
+    'cudapool checkpoint --keep --create-image registry.example/mycontainer:warm mycontainer',
     'cudapool checkpoint --keep --dry-run mycontainer',
   ],
   restore: [
     "cudapool restore --keep mycontainer 2>&1 | grep -i 'context pool'",
     'cudapool restore --keep --no-pool mycontainer',
     'cudapool restore --import /srv/mycontainer.tar --name other',
+    'cudapool restore --name other registry.example/mycontainer:warm',
   ],
   'pool start': ['cudapool pool start', 'cudapool pool start --idle 600 --contexts 0'],
   'pool restart': ['cudapool pool restart'],

@@ -31,10 +31,10 @@ export function registerRestore(program: Command): void {
       "Restores a container with podman, its runtime and the patched CRIU. The plugin's messages, from CRIU's restore.log, " +
         "go to stderr. Options behind '--' go to podman as they are.",
     )
-    .argument('[container]', 'its name or id; or --import')
+    .argument('[container]', 'its name or id; or an image of checkpoint --create-image; or --import')
     .argument('[podman-options...]', "behind '--': further options of podman container restore")
     .option('-i, --import <file>', 'restore from an archive of checkpoint --export')
-    .option('-n, --name <name>', 'with --import: name of the new container');
+    .option('-n, --name <name>', 'with an image or --import: name of the new container');
   sharedOptions(podmanFlags(command, PODMAN)).action(
     async (
       container: string | undefined,
@@ -49,7 +49,6 @@ export function registerRestore(program: Command): void {
           'podman ps --all lists the containers',
         );
       }
-      if (flags.name !== undefined && flags.import === undefined) throw usageError('--name goes with --import');
       if (flags.dryRun !== true) requireRoot('restore a container');
       const { restoreContainer } = await import('./container/actions.ts');
       const result = await restoreContainer({

@@ -152,6 +152,13 @@ export async function inspectContainer(place: PodmanPlace, wanted: string): Prom
   };
 }
 
+/** An image that `podman container checkpoint --create-image` has made; false also where there is no such image. */
+export async function isCheckpointImage(place: PodmanPlace, name: string): Promise<boolean> {
+  const format = '{{index .Annotations "io.podman.annotations.checkpoint.name"}}';
+  const ran = await podman(place, ['image', 'inspect', '--format', format, name], { readOnly: true, reject: false });
+  return ran.exitCode === 0 && ran.stdout.trim() !== '';
+}
+
 /** podman's own figures, in its units (microseconds) and made comparable (milliseconds). */
 export interface PodmanStats {
   readonly podman_ms: number;

@@ -8,12 +8,13 @@ import { type ExecResult, isDryRun, lastLines } from '../adapters/exec.ts';
 import {
   type Container,
   inspectContainer,
+  isCheckpointImage,
   type PodmanPlace,
   type PodmanStats,
   parseStats,
   podman,
 } from '../adapters/podman.ts';
-import { asCudapoolError, CudapoolError } from '../errors.ts';
+import { asCudapoolError, CudapoolError, usageError } from '../errors.ts';
 import { type CriuChoice, chooseCriu, withStockPlugin } from './criu-tree.ts';
 import { type PluginOptions, pluginEnvironment, wantsPool } from './environment.ts';
 import { checkpointDir, imagesIn } from './images.ts';
@@ -39,11 +40,11 @@ export interface ActionOptions extends PluginOptions {
 }
 
 export interface RestoreOptions extends ActionOptions {
-  /** A container with a checkpoint, or `archive`. */
+  /** A container with a checkpoint, an image of `podman container checkpoint --create-image`, or `archive`. */
   readonly container?: string | undefined;
   /** A file of `podman container checkpoint --export`. */
   readonly archive?: string | undefined;
-  /** With `archive`: the new container's name. */
+  /** With an image or `archive`: the new container's name. */
   readonly name?: string | undefined;
 }
 
@@ -126,21 +127,32 @@ export async function checkpointContainer(options: CheckpointOptions): Promise<A
 
 export async function restoreContainer(options: RestoreOptions): Promise<ActionResult> {
   const { place, container, archive, name } = options;
-  const before = container === undefined ? undefined : await inspectContainer(place, container);
+  const before = container === undefined ? undefined : await containerOrImage(place, container);
+  if (before !== undefined && name !== undefined)
+    throw usageError('--name goes with --import or an image', `${before.name} is a container, and keeps its name`);
   if (before?.running && !isDryRun()) {
     throw new CudapoolError('ERR_CUDAPOOL_RUNNING', `${before.name} runs: only a stopped container can be restored`, {
       hint: `podman stop ${before.name} (the restored one takes its place), or take a checkpoint first: cudapool checkpoint --keep ${before.name}`,
     });
   }
   const prepared = await prepare(options);
-  const what =
-    before !== undefined
-      ? [before.name]
-      : [`--import=${archive ?? ''}`, ...(name === undefined ? [] : [`--name=${name}`])];
+  const source = container === undefined ? `--import=${archive ?? ''}` : container;
+  const what = before !== undefined ? [before.name] : [...(name === undefined ? [] : [`--name=${name}`]), source];
   try {
     return await act('restore', options, prepared, before, what);
   } finally {
     prepared.injection.dispose();
+  }
+}
+
+/** undefined: it is no container, but an image that was made of a checkpoint. */
+async function containerOrImage(place: PodmanPlace, name: string): Promise<Container | undefined> {
+  try {
+    return await inspectContainer(place, name);
+  } catch (error) {
+    if (asCudapoolError(error).code !== 'ERR_CUDAPOOL_NO_CONTAINER' || !(await isCheckpointImage(place, name)))
+      throw error;
+    return undefined;
   }
 }
 
@@ -298,7 +310,7 @@ function failure(
   ];
   return new CudapoolError(
     action === 'restore' ? 'ERR_CUDAPOOL_RESTORE' : 'ERR_CUDAPOOL_CHECKPOINT',
-    `the ${action} of ${before?.name ?? options.archive} failed${first === undefined ? '' : `: ${messageOf(first)}`}`,
+    `the ${action} of ${before?.name ?? options.container ?? options.archive} failed${first === undefined ? '' : `: ${messageOf(first)}`}`,
     {
       lines,
       hint: hints.filter((hint) => hint !== undefined).join('; '),

@@ -94,7 +94,10 @@ export interface Workload {
   kill(): Promise<void>;
 }
 
-export type LabAction = Partial<Omit<CheckpointOptions & RestoreOptions, 'place' | 'container'>>;
+export type LabAction = Partial<Omit<CheckpointOptions & RestoreOptions, 'place' | 'container'>> & {
+  /** Of `podman container checkpoint --create-image`, instead of the container. */
+  readonly image?: string;
+};
 
 export interface Lab {
   readonly dir: string;
@@ -119,7 +122,7 @@ export interface Lab {
   remove(workload: Workload): Promise<void>;
   /** With the lab's environment; the pool is neither started nor looked for (startPool: false), unless the options say so. */
   checkpoint(workload: Workload, options?: LabAction): Promise<ActionResult>;
-  /** --keep, unless podmanOptions are given. With `archive`, under the workload's name. */
+  /** --keep, unless podmanOptions are given. With `archive` or `image`, under the workload's name. */
   restore(workload: Workload, options?: LabAction): Promise<ActionResult>;
   /** Everything that was begun here has ended and is gone. */
   dispose(): Promise<void>;
@@ -397,7 +400,9 @@ export async function makeLab(options: LabOptions = {}): Promise<Lab> {
       return checkpointContainer({ podmanOptions: ['--keep'], ...action(o), container: workload.name });
     },
     restore: (workload, o = {}) => {
-      const what = o.archive === undefined ? { container: workload.name } : { name: workload.name };
+      const { name } = workload;
+      const what =
+        (o.archive ?? o.image) ? { name, ...(o.image !== undefined && { container: o.image }) } : { container: name };
       return restoreContainer({ podmanOptions: ['--keep'], ...action(o), ...what });
     },
     dispose: () => tidyUp(dispose),

@@ -10,7 +10,7 @@ import { labFor } from './support.ts';
 
 t.test('containers that are not there, or not in the right state', async (t) => {
   const lab = await labFor(t);
-  const workload = await lab.start();
+  const workload = await lab.start({ image: true });
   const shared = [...lab.podman.globals.map((arg) => `--podman-arg=${arg}`), `--criu=${lab.criu.tree}`];
   const env = { ...lab.podman.env, ...lab.env };
   const misspelt = `${workload.name.slice(0, -1)}_`;
@@ -23,6 +23,10 @@ t.test('containers that are not there, or not in the right state', async (t) => 
   t.match(JSON.parse(json.stdout), {
     error: { code: 'ERR_CUDAPOOL_NO_CONTAINER', details: { near: [workload.name] } },
   });
+  const renamed = await cudapool(['restore', ...shared, '--name=other', workload.name], { env });
+  t.match(renamed, { exitCode: 2, stderr: /--name goes with --import or an image/ });
+  const notOfCheckpoint = await cudapool(['restore', ...shared, 'localhost/cudapool-lab'], { env });
+  t.match(notOfCheckpoint, { exitCode: 1, stderr: /no container named localhost\/cudapool-lab/ }, 'just an image');
   const runs = await cudapool(['restore', ...shared, workload.name], { env });
   t.match(runs, { exitCode: 1, stderr: /runs: only a stopped container[\s\S]*podman stop/ });
 
@@ -37,7 +41,6 @@ t.test('usage', async (t) => {
   const cases: [string[], RegExp][] = [
     [['restore'], /name either a container or an archive/],
     [['restore', 'x', '--import', 'y'], /name either a container or an archive/],
-    [['restore', 'x', '--name', 'y'], /--name goes with --import/],
     [['restore', 'x', '--streams', '65'], /from 0 to 64/],
     [['restore', 'x', '--chunk-mb', '-1'], /--chunk-mb/],
     [['checkpoint'], /missing required argument/],

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// `cudapool checkpoint` and `cudapool restore` as they are typed; and a container that travels in an archive.
+// `cudapool checkpoint` and `cudapool restore` as they are typed; and a container that travels in an archive or an image.
 import t from 'tap';
 import { poolState } from '../../harness/adapters/cudapoold.ts';
 import { inspectContainer } from '../../harness/adapters/podman.ts';
@@ -63,4 +63,20 @@ t.test('an archive', async (t) => {
   t.equal(restored.path, 'pool', restored.why);
   t.equal((await inspectContainer(lab.podman, workload.name)).id, restored.container.id);
   await verify(t, workload, 1, 'from the archive');
+});
+
+t.test('an image', async (t) => {
+  const lab = await labFor(t);
+  const workload = await lab.start({ memoryMib: 8, image: true, shim: true });
+  const shared = [...lab.podman.globals.map((arg) => `--podman-arg=${arg}`), `--criu=${lab.criu.tree}`];
+  const env = { ...lab.podman.env, ...lab.env, PATH: `${built.softcudaBin}:${process.env.PATH}` };
+  const name = 'localhost/checkpoint:one';
+  const dumped = await cudapool(['checkpoint', ...shared, '--create-image', name, workload.name], { env });
+  t.equal(dumped.exitCode, 0, dumped.stderr);
+  await lab.remove(workload);
+  const restored = await cudapool(['restore', ...shared, '--name', `${workload.name}-2`, name], { env });
+  t.equal(restored.exitCode, 0, restored.stderr);
+  t.match(restored.stderr, /8\.0 MiB of GPU memory of gpu_app .*: loaded from the image/);
+  t.equal((await inspectContainer(lab.podman, `${workload.name}-2`)).id, restored.stdout);
+  await verify(t, workload, 8, 'from the image');
 });
