@@ -116,6 +116,7 @@ static void free_park(struct park *park)
 	leave_dir(park);
 	free(park->piece);
 	free(park->path);
+	free(park->first.path);
 	free(park);
 }
 
@@ -169,13 +170,37 @@ void park_evict(struct park *park)
 	park_settle(park);
 }
 
-bool park_image_exists(const struct park *park)
+static bool is_at(const char *path, uint64_t dev, uint64_t ino)
+{
+	struct stat st;
+
+	return path && !stat(path, &st) && st.st_ino == ino && st.st_dev == dev;
+}
+
+static bool newest_exists(const struct park *park)
 {
 	struct stat st;
 
 	if (park->image >= 0)
 		return fstat(park->image, &st) || st.st_nlink > 0;
-	return park->path && !stat(park->path, &st) && st.st_ino == park->ino && st.st_dev == park->dev;
+	return is_at(park->path, park->dev, park->ino);
+}
+
+bool park_image_exists(struct park *park)
+{
+	if (newest_exists(park))
+		return true;
+	if (!is_at(park->first.path, park->first.dev, park->first.ino))
+		return false;
+	if (park_in_use(park) || park->early)
+		return true; /* what is being read is read to its end */
+	close_image(park);
+	free(park->path);
+	park->path = park->first.path;
+	park->dev = park->first.dev;
+	park->ino = park->first.ino;
+	park->first.path = NULL;
+	return true;
 }
 
 int park_open_image(struct park *park)
@@ -246,6 +271,15 @@ void park_set_image(struct park *park, int fd, const char *path)
 {
 	struct stat st;
 
+	if (park->path && strcmp(park->path, path) && newest_exists(park) &&
+	    !is_at(park->first.path, park->first.dev, park->first.ino)) {
+		free(park->first.path);
+		park->first.path = park->path;
+		park->first.dev = park->dev;
+		park->first.ino = park->ino;
+	} else {
+		free(park->path);
+	}
 	close_image(park);
 	park->image = fd;
 	if (!fstat(fd, &st)) {
@@ -253,7 +287,6 @@ void park_set_image(struct park *park, int fd, const char *path)
 		park->ino = st.st_ino;
 		park->image_bytes = st.st_size;
 	}
-	free(park->path);
 	park->path = path[0] == '/' ? strdup(path) : NULL;
 }
 

@@ -145,6 +145,10 @@ struct park {
 	int image;		    /* while `hot`, `early`, `gifts` or `opened`; else -1 */
 	char *path;		    /* of the image, for people and for looking again; may be NULL */
 	uint64_t dev, ino;	    /* of the image */
+	struct {
+		char *path; /* NULL: there is none */
+		uint64_t dev, ino;
+	} first; /* another copy of it, found before: where to look when the newest one is gone */
 	uint64_t image_bytes;
 	uint64_t used_ms;	    /* last taken, loaded or given */
 	unsigned restores;	    /* from it, in this pool */
@@ -184,7 +188,7 @@ struct park *park_new(void);
  */
 int park_of_image(struct park **park, const struct image_header *header, struct image_piece *piece, int fd,
 		  const char *path, char *text);
-/* Where the image is now. Takes `fd`. */
+/* Where the image is now, or a further copy of it. Takes `fd`. */
 void park_set_image(struct park *park, int fd, const char *path);
 /* Frees it soon if nobody has it. To be called whenever something was taken from it. */
 void park_settle(struct park *park);
@@ -196,7 +200,8 @@ void park_returned(struct park *park);
 /* True if its hot memory may be closed: it is only a cache, and nobody is about to use it. */
 bool park_evictable(const struct park *park);
 void park_evict(struct park *park);
-bool park_image_exists(const struct park *park);
+/* Where the newest copy is gone (a container that was restored from an archive is), an earlier one is its image again. */
+bool park_image_exists(struct park *park);
 /* Lets go of all parks of which this file is the image. False, and of none: one of them is in use. */
 bool park_release_image(uint64_t dev, uint64_t ino);
 /* An image file for reading: park->image, or opened again (and closed with park_settle()). Negative errno. */
