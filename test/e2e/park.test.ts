@@ -4,6 +4,8 @@ import t from 'tap';
 import { evict, prefetch } from '../../harness/adapters/cudapoold.ts';
 import { inspectContainer } from '../../harness/adapters/podman.ts';
 import { checkpointDir, imagesIn } from '../../harness/container/images.ts';
+import { CRIU_VERSIONS } from '../../harness/paths.ts';
+import { builtCriu, skipUnless } from '../support/index.ts';
 import { expectPaths, freeMemory, labFor, parksIn, verify } from './support.ts';
 
 const MIB = 2 ** 20;
@@ -93,3 +95,26 @@ t.test('what came back from the pool can be dumped and restored without it', asy
   t.equal((await lab.restore(workload, off)).path, 'stock', 'restored without');
   await verify(t, workload, shape, 'nothing is lost');
 });
+
+for (const version of CRIU_VERSIONS.slice(1)) {
+  t.test(`CRIU ${version}`, async (t) => {
+    const { tree, ready } = builtCriu(version);
+    if (!skipUnless(t, ready, `${tree} is not built: bin/cudapool setup --for test`)) return;
+    const lab = await labFor(t, { criu: tree });
+    await lab.startPool();
+    const shape = { memoryMib: 8, pieces: 2, processes: 2 };
+    const workload = await lab.start({ ...shape, busy: true, replace: true, shim: true });
+    const free = await freeMemory(lab);
+    for (const way of ['hot-move', 'loaded']) {
+      const dumped = await lab.checkpoint(workload);
+      expectPaths(t, dumped, ['parked', 'parked'], way);
+      t.equal(dumped.criu.version, version);
+      if (way === 'loaded') await lab.startPool();
+      const restored = await lab.restore(workload);
+      expectPaths(t, restored, [way, way], way);
+      t.equal(restored.criu.version, version);
+      await verify(t, workload, shape, way);
+    }
+    t.same(await freeMemory(lab), free, 'nothing is kept');
+  });
+}
