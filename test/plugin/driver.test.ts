@@ -3,7 +3,7 @@
 import { existsSync } from 'node:fs';
 import t from 'tap';
 import { built, inRoot, skipUnless } from '../support/index.ts';
-import { expect, type Outcome, scenario, versions, whyNot } from './support.ts';
+import { expect, type Outcome, scenario, soon, versions, whyNot } from './support.ts';
 
 const pool = { CRIU_CUDA_CONTEXT_POOL: '1', DAEMON: built.cudapoold, DRIVER: inRoot('softcuda') };
 const well = { dump: '0', restore: '0', gone: '0', alive: '3' };
@@ -38,7 +38,7 @@ const cases: Case[] = [
     script:
       'start_gpu_app 3; start_cudapoold; dump; fault restore=2; restore; left gone; fault; NAME=again restore; answers alive; pool_counts',
     wanted: { dump: '0', restore: '1', gone: '0', again: '0', alive: '3', held: '0' },
-    also: (t, o) => t.ok(Number(o.values.restore_ms) < 1000, `${o.values.restore_ms} ms`),
+    also: (t, o) => t.ok(...soon(o, 'restore')),
   },
   {
     name: 'a checkpoint that the driver refuses: the dump fails, the application runs on',
@@ -48,25 +48,25 @@ const cases: Case[] = [
   {
     name: 'the keeper is killed while processes are restored',
     script:
-      'start_gpu_app 3; start_cudapoold; dump; left gone; fault restore=hang:800; (sleep 0.5; kill -KILL $POOL) & restore; fault; answers alive',
+      'start_gpu_app 3; start_cudapoold; dump; left gone; fault restore=hang:1500; (driver_busy; kill -KILL $POOL) & restore; fault; answers alive',
     wanted: well,
   },
   {
     name: 'the keeper is killed while a process is checkpointed',
     script:
-      'start_gpu_app 3; start_cudapoold; fault checkpoint=hang:600; (sleep 0.4; kill -KILL $POOL) & dump; fault; left gone; restore; answers alive',
+      'start_gpu_app 3; start_cudapoold; fault checkpoint=hang:1500; (driver_busy; kill -KILL $POOL) & dump; fault; left gone; restore; answers alive',
     wanted: well,
   },
   {
     name: 'the worker is killed while processes are restored',
     script:
-      'start_gpu_app 3; start_cudapoold; dump; left gone; fault restore=hang:800; (sleep 0.5; pkill -KILL -P $POOL) & restore; fault; answers alive',
+      'start_gpu_app 3; start_cudapoold; dump; left gone; fault restore=hang:1500; (driver_busy; pkill -KILL -P $POOL) & restore; fault; answers alive',
     wanted: well,
   },
   {
     name: 'CRIU is killed in the dump: the pool gives back what it had locked, the application runs on',
     script:
-      'start_gpu_app 3; start_cudapoold; fault checkpoint=hang:500; (sleep 0.4; pkill -KILL -x criu) & dump; fault; sleep 1; answers alive; pool_counts',
+      "start_gpu_app 3; start_cudapoold; fault checkpoint=hang:1500; (driver_busy; pkill -KILL -x criu) & dump; fault; wait_for 'pool_counts | grep -qx held=0'; answers alive; pool_counts",
     wanted: { dump: '137', alive: '3', held: '0', given_back: '3' },
   },
   {

@@ -4,7 +4,7 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { built, inRoot, skipUnless } from '../support/index.ts';
-import { expect, type Outcome, patchedTree, scenario, versions, whyNot } from './support.ts';
+import { expect, type Outcome, patchedTree, scenario, soon, versions, whyNot } from './support.ts';
 
 const env = {
   CRIU_CUDA_CONTEXT_POOL: '1',
@@ -89,7 +89,7 @@ const cases: Case[] = [
   },
   {
     name: 'CRIU is killed in a checkpoint: the pool gives memory back',
-    script: `${start}; fault checkpoint=hang:500; (sleep 0.5; pkill -KILL -x criu) & dump; fault; wait_for 'pool_counts | grep -qx held=0'; answers alive`,
+    script: `${start}; fault checkpoint=hang:1500; (driver_busy; pkill -KILL -x criu) & dump; fault; wait_for 'pool_counts | grep -qx held=0'; answers alive`,
     wanted: { dump: '137', alive: '3' },
   },
   {
@@ -100,13 +100,13 @@ const cases: Case[] = [
   },
   {
     name: 'the keeper is killed while processes are restored: another loads the images',
-    script: `${spawning}; ${dumped}; fault restore=hang:800; (sleep 0.5; kill -KILL $POOL) & restore; fault; answers alive; ${end}`,
+    script: `${spawning}; ${dumped}; fault restore=hang:1500; (driver_busy; kill -KILL $POOL) & restore; fault; answers alive; ${end}`,
     wanted: well,
     also: (t, o) => t.strictSame(paths(o), ['loaded', 'loaded', 'loaded']),
   },
   {
     name: 'the worker is killed while processes are restored',
-    script: `${dumped}; fault restore=hang:800; (sleep 0.5; pkill -KILL -P $POOL) & restore; fault; answers alive`,
+    script: `${dumped}; fault restore=hang:1500; (driver_busy; pkill -KILL -P $POOL) & restore; fault; answers alive`,
     wanted: well,
   },
   {
@@ -115,7 +115,7 @@ const cases: Case[] = [
     wanted: { ...well, restore: '1', none: '0', again: '0' },
     also: (t, o) => {
       t.match(o.log('restore'), /RESUME_DEVICES RESTORE of pid \d+ failed: .*image/);
-      t.ok(Number(o.values.restore_ms) < 1000, `${o.values.restore_ms} ms`);
+      t.ok(...soon(o, 'restore'));
     },
   },
   {

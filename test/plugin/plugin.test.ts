@@ -10,6 +10,7 @@ import {
   programs,
   type ScenarioOptions,
   scenario,
+  soon,
   type Version,
   versions,
   whyNot,
@@ -65,7 +66,7 @@ const cases: Case[] = [
   },
   {
     name: 'a tree: all processes are restored at once, those without CUDA are left alone',
-    script: `start_app 4 2; start_pool --restore-ms 300; ${round}`,
+    script: `start_app 4 2; start_pool --restore-ms 1000; ${round}`,
     options: { env: pool },
     wanted: { ...well, alive: '6', after: '0x4' },
     both: true,
@@ -75,7 +76,7 @@ const cases: Case[] = [
         begun(o, 'restore').every((at) => at < firstDone(o, 'restore')),
         'every restore began before the first had ended',
       );
-      t.ok(Number(o.values.restore_ms) < 1000, `${o.values.restore_ms} ms for four times 300 ms`);
+      t.ok(Number(o.values.restore_ms) < 4000, `${o.values.restore_ms} ms for four times 1000 ms`);
     },
   },
   {
@@ -142,11 +143,11 @@ const cases: Case[] = [
   },
   {
     name: 'off, PARALLEL_RESTORE=1: several cuda-checkpoint at once',
-    script: `export FAKE_TOOL_RESTORE_MS=300; start_app 4 0; ${round}`,
+    script: `export FAKE_TOOL_RESTORE_MS=1000; start_app 4 0; ${round}`,
     options: { env: atOnce },
     wanted: { ...well, alive: '4', after: '0x4' },
     both: true,
-    also: (t, o) => t.ok(Number(o.values.restore_ms) < 1000, `${o.values.restore_ms} ms for four times 300 ms`),
+    also: (t, o) => t.ok(Number(o.values.restore_ms) < 4000, `${o.values.restore_ms} ms for four times 1000 ms`),
   },
   {
     name: 'off, PARALLEL_RESTORE=1: a failure fails the restore',
@@ -271,7 +272,7 @@ const cases: Case[] = [
     script: 'start_app 2 0; start_pool --fault lock:hang@2; dump --timeout 2; answers alive; states after',
     options: { env: pool },
     wanted: { dump: '1', alive: '2', after: '0x1' },
-    also: (t, o) => t.ok(Number(o.values.dump_ms) < 5000, `${o.values.dump_ms} ms`),
+    also: (t, o) => t.ok(Number(o.values.dump_ms) < 10_000, `${o.values.dump_ms} ms`),
   },
   ...(['lock', 'checkpoint'] as const).flatMap((op) =>
     (['die', 'die-after'] as const).map(
@@ -324,7 +325,7 @@ const cases: Case[] = [
           after: tree === '1 0' ? '0x1' : '0x3',
         },
         both: true,
-        also: (t, o) => t.ok(Number(o.values.restore_ms) < 1000, `${o.values.restore_ms} ms`),
+        also: (t, o) => t.ok(...soon(o, 'restore')),
       }),
     ),
   ),
@@ -340,8 +341,7 @@ const cases: Case[] = [
         runs.map((run) => o.values[run]),
         runs.map(() => '1'),
       );
-      const slowest = Math.max(...runs.map((run) => Number(o.values[`${run}_ms`])));
-      t.ok(slowest < 1000, `${slowest} ms at most`);
+      t.ok(...soon(o, ...runs));
     },
   },
   {

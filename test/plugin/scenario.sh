@@ -55,6 +55,16 @@ pool_ready() {
 	wait_for '"$DAEMON" --status --socket "$CUDAPOOL_SOCKET" | grep -qE "\"state\":\"(warm|failed)\""'
 }
 
+# Returns when the driver has been busy for three looks with what the fault makes slow: other actions take microseconds
+driver_busy() {
+	wait_for 'acting && sleep 0.02 && acting && sleep 0.02 && acting'
+}
+
+# True while the pool carries an action out
+acting() {
+	"$DAEMON" --status --socket "$CUDAPOOL_SOCKET" | grep -qE '"actions":\{[^}]*"running":[1-9]'
+}
+
 # From here on nothing but the pool tells CRIU of a GPU. (The mount ends with the scenario.)
 no_proc_driver() {
 	unset CRIU_FAULT
@@ -85,7 +95,7 @@ stop_pool() {
 }
 
 wait_for() {
-	for _ in $(seq 400); do
+	for _ in $(seq 1000); do
 		eval "$1" && return
 		sleep 0.01
 	done
@@ -133,7 +143,7 @@ answers() {
 	pkill -USR1 -x cuda-app
 	pkill -USR1 -x plain-app
 	pkill -USR1 -x gpuapp
-	for _ in $(seq 100); do
+	for _ in $(seq 400); do
 		[ "$(ls "$ANSWERS"/alive.* 2>/dev/null | wc -l)" = "$TREE" ] && break
 		sleep 0.01
 	done
