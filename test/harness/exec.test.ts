@@ -51,7 +51,7 @@ t.test('a program that is too slow is ended', async (t) => {
     code: 'ERR_CUDAPOOL_TIMEOUT',
     lines: ['begun'],
   });
-  t.ok(performance.now() - started < 2500, 'with what it started');
+  t.ok(performance.now() - started < 15_000, 'with what it started');
 });
 
 t.test('a missing program names its package, exit code 3', async (t) => {

@@ -94,7 +94,7 @@ static double now_ms(void)
 	return (double)ts.tv_sec * 1e3 + (double)ts.tv_nsec / 1e6;
 }
 
-/* An honest client gets its answer, within a second on a machine that is busy with other tests. */
+/* An honest client gets its answer at once: no limit of those beside it (HELLO_MS and longer) is waited for. */
 static void honest(const char *beside)
 {
 	struct cudapool_action action = state_of(app_pid, 2);
@@ -105,7 +105,7 @@ static void honest(const char *beside)
 	type = hear(fd, NULL);
 	took = now_ms() - begin;
 	close(fd);
-	ok(type == CUDAPOOL_MSG_RESULT && took < 1000, "an honest client is served beside %s (%.1f ms)", beside, took);
+	ok(type == CUDAPOOL_MSG_RESULT && took < 4000, "an honest client is served beside %s (%.1f ms)", beside, took);
 }
 
 /* Sends one message on a fresh connection and expects ERROR with this errno, and then the end. */
@@ -463,18 +463,20 @@ static void thousands(void)
 
 	for (i = 0; i < OPEN; i++)
 		open_ones[i] = dial();
-	usleep(300000);
 	for (i = 0; i < OPEN; i++) {
 		struct pollfd poll_fd = {.fd = open_ones[i], .events = POLLIN};
 
-		if (poll(&poll_fd, 1, 0) == 1 && hear(open_ones[i], &error) == CUDAPOOL_MSG_ERROR &&
+		/* Who is let in hears nothing; the others hear at once, where the machine is not busy. */
+		if (poll(&poll_fd, 1, i < 128 ? 0 : 5000) == 1 && hear(open_ones[i], &error) == CUDAPOOL_MSG_ERROR &&
 		    error.error == -EBUSY)
 			refused++;
 	}
 	ok(refused >= OPEN - 128, "of %d that stay, %d are told that these are too many", OPEN, refused);
 	for (i = 0; i < OPEN; i++)
 		close(open_ones[i]);
-	usleep(100000);
+	for (i = 0; i < 500 && (fd = dial_and_greet()) < 0; i++)
+		usleep(10000); /* until the pool has seen them go */
+	close(fd);
 	honest("those that have gone");
 }
 

@@ -2,7 +2,7 @@
 // What the pool has locked or checkpointed for somebody is given back when that one dies, and only then.
 import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
-import { buildSnippets } from '../support/index.ts';
+import { buildSnippets, until } from '../support/index.ts';
 import {
   acting,
   fault,
@@ -110,9 +110,12 @@ t.test('RELEASE WATCH', async (t) => {
   t.equal((await statusOf(pool)).held_count, 2, 'closing the connection changes nothing');
   dying.child.kill('SIGKILL');
   await criu.kill();
-  await sleep(300);
+  const one = await until('one is forgotten', async () => {
+    const status = await statusOf(pool);
+    return status.held_count < 2 && status;
+  });
   t.match(
-    await statusOf(pool),
+    one,
     { held_count: 1, held: [{ pid: app.pid, checkpointed: true, giving_back: false }] },
     'who dies with CRIU is forgotten at once, the other has its time',
   );
@@ -167,12 +170,10 @@ t.test('a stopped process is given back when it runs again', async (t) => {
   await criu.say(`do checkpoint ${app.pid}`);
   await stop(app.pid);
   await criu.kill();
-  await sleep(700);
-  t.match(
-    await statusOf(pool),
-    { held: [{ pid: app.pid, giving_back: true }], actions: { running: 0 } },
-    'the pool waits for it',
-  );
+  await until('the pool waits for it', async () => {
+    const { held, actions } = await statusOf(pool);
+    return held[0]?.pid === app.pid && held[0].giving_back && actions.running === 0;
+  });
   app.child.kill('SIGCONT');
   await app.runs('it runs on');
   await holdsNothing(t, pool, 'nothing is held');
@@ -193,7 +194,7 @@ t.test('a driver that refuses for a while', async (t) => {
   await criu.say(`do lock ${app.pid}`);
   fault(soft, 'unlock=999');
   await criu.kill();
-  await sleep(400);
+  await until('an attempt has failed', async () => ((await statusOf(pool)).held[0]?.failed_attempts ?? 0) > 0);
   t.equal((await statusOf(pool)).held_count, 1, 'it is not forgotten');
   fault(soft, '');
   await app.runs('it is given back at a later attempt');

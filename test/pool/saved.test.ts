@@ -34,7 +34,7 @@ async function one(criu: Client, op: string, pid: number) {
 }
 
 t.test('CHECKPOINT ends with the driver, SAVED with the image', async (t) => {
-  const { app, criu, images } = await parked(t, 1500);
+  const { app, criu, images } = await parked(t, 3000);
   t.match(await one(criu, 'checkpoint', app.pid), { error: 0, path: PATH.parked, parked: 8 * MiB }, 'checkpointed');
   t.equal(named(images, '.img').length, 0, 'while the image is being written');
   t.match(await one(criu, 'saved', app.pid), { error: 0, path: PATH.parked, parked: 8 * MiB }, 'saved');
@@ -49,7 +49,7 @@ t.test('CHECKPOINT ends with the driver, SAVED with the image', async (t) => {
 });
 
 t.test('an image that cannot be completed', async (t) => {
-  const { pool, app, criu, images } = await parked(t, 1000);
+  const { pool, app, criu, images } = await parked(t, 3000);
   t.equal((await one(criu, 'checkpoint', app.pid)).error, 0, 'checkpointed');
   for (const name of named(images, '.part')) rmSync(join(images, name));
   const saved = await one(criu, 'saved', app.pid);
@@ -65,7 +65,7 @@ for (const [what, end] of [
   ['CRIU is killed', (scene: ParkScene) => scene.criu.kill()],
 ] as const)
   t.test(`${what} while SAVED waits`, async (t) => {
-    const scene = await parked(t, 1500);
+    const scene = await parked(t, 3000);
     t.equal((await one(scene.criu, 'checkpoint', scene.app.pid)).error, 0, 'checkpointed');
     await scene.criu.say(`begin saved ${scene.app.pid}`);
     await end(scene);

@@ -404,7 +404,7 @@ static void obey(uint32_t number)
 	if (is("late") && parks)
 		usleep(1500000);
 	if (is("slow-unpark") && unparks)
-		usleep(700000);
+		usleep(3000000);
 	page->result = 0;
 	if ((parks && parked) || (unparks && !parked))
 		page->result = -EALREADY;

@@ -234,6 +234,7 @@ export interface Status {
     parked: boolean;
     under_way: string | null;
     giving_back: boolean;
+    failed_attempts: number;
   }[];
   park_count: number;
   parks: { pid: number; state: string; tier: string; bytes: number; image_bytes: number; path: string }[];

@@ -263,7 +263,7 @@ static void unwanted(const char *how)
 	ok(a.cuDevicePrimaryCtxGetState(0, &flags, &active) == CUDA_SUCCESS && !active &&
 		   flags == (strcmp(how, "flags") ? 0u : CU_CTX_SCHED_BLOCKING_SYNC),
 	   "state");
-	for (i = 0; i < 2000 && page()->warmth != CUDAPOOL_WARMTH_DRIVER; i++)
+	for (i = 0; i < 10000 && page()->warmth != CUDAPOOL_WARMTH_DRIVER; i++)
 		usleep(1000);
 	ok(page()->warmth == CUDAPOOL_WARMTH_DRIVER && page()->handed_back == 0, "the warm one is gone");
 }
@@ -297,7 +297,7 @@ static void watched(void)
 		pthread_create(&id[i], NULL, watch, &hidden);
 	usleep(3000);
 	ok(a.cuCtxCreate_v2(&ctx, 0, 0) == CUDA_SUCCESS, "the application makes its own");
-	for (i = 0; i < 2000 && page()->warmth != CUDAPOOL_WARMTH_DRIVER; i++)
+	for (i = 0; i < 10000 && page()->warmth != CUDAPOOL_WARMTH_DRIVER; i++)
 		usleep(1000);
 	watching = false;
 	for (i = 0; i < 2; i++) {
