@@ -23,6 +23,8 @@ export interface CriuLog {
 
 const MAX_BYTES = 32 << 20;
 const MAX_MESSAGES = 200;
+/** CRIU raises a limit of its own at every start; where it may not, it says so, and goes on. */
+const HARMLESS = /rlimit: Can't setup RLIMIT_NOFILE for self/;
 
 /** The last part of an open file: as much of a log as is looked at. */
 export function readTail(fd: number): string {
@@ -63,7 +65,7 @@ export function parseCriuLog(text: string): Omit<CriuLog, 'file'> {
     criu_version: /\bVersion: (\S+)/.exec(text)?.[1],
     ...pathOf(lines, plugin),
     plugin_messages: plugin.slice(0, MAX_MESSAGES),
-    errors: lines.filter((line) => /\bError \(/.test(line)).slice(-MAX_MESSAGES),
+    errors: lines.filter((line) => /\bError \(/.test(line) && !HARMLESS.test(line)).slice(-MAX_MESSAGES),
     tail: lines.slice(-15),
   };
 }

@@ -247,7 +247,11 @@ const CAUSES: readonly { readonly pattern: RegExp; readonly hint: string }[] = [
     hint: 'this machine lacks CAP_SYS_RESOURCE: create the container with --ulimit nofile=1024:1024 --ulimit nproc=4096:4096',
   },
   {
-    pattern: /the image of this process's GPU memory .* is not in/i,
+    pattern: /which only a pool can map back: .*no pool answers/i,
+    hint: 'cudapool pool start; the checkpoint is as it was',
+  },
+  {
+    pattern: /the image of this process's GPU memory .* is not in|there is no cudapool-\*\.img/i,
     hint: 'its image is missing or is of another dump: bring back the cudapool-*.img of that checkpoint, or take a new one',
   },
   {
@@ -255,7 +259,11 @@ const CAUSES: readonly { readonly pattern: RegExp; readonly hint: string }[] = [
     hint: 'the file system of the checkpoint is full (df -h); the application runs on',
   },
   {
-    pattern: /cudapool-[0-9a-f]{32}\.img/,
+    pattern: /this machine has no GPU [0-9a-f]{8}-/,
+    hint: 'GPU memory goes back to the GPU that it was taken from: restore where nvidia-smi -L lists that one',
+  },
+  {
+    pattern: /cudapool-[0-9a-f]{32}\.img|the image is damaged/,
     hint: 'what is wrong with an image: cudapool image verify FILE; without it the checkpoint cannot be restored',
   },
   {

@@ -56,9 +56,21 @@ t.test(
     const workload = await lab.start({ ...SHAPE, shim: true });
     await lab.checkpoint(workload);
     await pool.stop();
-    await refused(t, lab.restore(workload, { env: { CUDAPOOL_START: '0' } }), /pool/, 'no pool may be started');
+    await refused(
+      t,
+      lab.restore(workload, { env: { CUDAPOOL_START: '0' } }),
+      /no pool answers/,
+      'no pool',
+      /^cudapool pool start/,
+    );
     t.equal(await workload.pid(), 0);
-    await refused(t, lab.restore(workload, { plugin: 'stock', pool: false }), /cudapool/, 'upstream’s plugin');
+    await refused(
+      t,
+      lab.restore(workload, { plugin: 'stock', pool: false }),
+      /cudapool/,
+      'upstream’s plugin',
+      /cudapool build/,
+    );
     await restores(t, lab, workload, 'loaded');
     await lab.checkpoint(workload);
     await lab.restore(workload, { pool: false });
@@ -105,7 +117,7 @@ t.test('not enough GPU memory', async (t) => {
   const second = await lab.start({ ...big, memoryMib: 736, seed: 7, when: 'ask' });
   const others = await held(second);
   t.same(await hot(), [false], 'an allocation gets what was hot');
-  await refused(t, lab.restore(first), /not enough GPU memory/, 'it does not fit');
+  await refused(t, lab.restore(first), /not enough GPU memory/, 'it does not fit', /nvidia-smi/);
   t.equal(await first.pid(), 0);
   t.same(await held(second), others, 'the other one runs on');
 

@@ -40,12 +40,16 @@ t.test('images that are not what they should be', async (t) => {
     content.set(bytes, at);
     writeFileSync(file, content);
   };
-  const cases: Record<string, [() => void, RegExp]> = {
+  const tablesAt = Number(readFileSync(good).readBigUInt64LE(96)); // pool/image.h: tables_at
+  const [verifyIt, bringIt] = [/cudapool image verify FILE/, /bring back the cudapool-\*\.img/];
+  const cases: Record<string, [spoil: () => void, words: RegExp, fix?: RegExp]> = {
     truncated: [() => truncateSync(file, 5 * 2 ** 20), /cudapool-.*\.img/],
     empty: [() => truncateSync(file, 0), /cudapool-.*\.img/],
     'of a newer version': [altered(8, [99]), /version/],
     'with an altered header': [altered(100, [1, 2, 3]), /checksum|altered/],
+    'with altered tables': [altered(tablesAt + 8, [1, 2, 3]), /checksum|altered/],
     'with an altered content': [altered(2 ** 20, [1, 2, 3]), /checksum|altered/],
+    'that is missing': [() => rmSync(file), /there is no cudapool-\*\.img/, bringIt],
     'of another container': [copy(await imageOf(lab, other), file), /cudapool-.*\.img/],
     'of an earlier dump, under its name': [copy(earlier, file), /cudapool-.*\.img/],
     'of an earlier dump, beside it': [
@@ -53,7 +57,8 @@ t.test('images that are not what they should be', async (t) => {
         rmSync(file);
         copyFileSync(earlier, earlierName);
       },
-      /image/,
+      /is not in/,
+      bringIt,
     ],
     'no file': [
       () => {
@@ -63,10 +68,10 @@ t.test('images that are not what they should be', async (t) => {
       /cudapool-.*\.img/,
     ],
   };
-  for (const [name, [spoil, words]] of Object.entries(cases)) {
+  for (const [name, [spoil, words, fix = verifyIt]] of Object.entries(cases)) {
     await lab.startPool(); // which has nothing hot
     spoil();
-    await refused(t, lab.restore(workload), words, name);
+    await refused(t, lab.restore(workload), words, name, fix);
     t.equal(await workload.pid(), 0, `${name}: nothing runs`);
     rmSync(earlierName, { force: true });
     rmSync(file, { recursive: true, force: true });
@@ -81,13 +86,14 @@ t.test('images that are not what they should be', async (t) => {
   await lab.pool()?.stop();
   writeFileSync(machine, 'another');
   await lab.startPool();
-  await refused(t, lab.restore(workload), /GPU/, 'another GPU');
+  await refused(t, lab.restore(workload), /this machine has no GPU/, 'another GPU', /nvidia-smi -L/);
   await lab.pool()?.stop();
   writeFileSync(machine, here);
   await lab.startPool();
   expectPaths(t, await lab.restore(workload), ['loaded'], 'the good one');
   await verify(t, workload, SHAPE, 'the good one');
 });
+
 t.test('a file system that fills up', async (t) => {
   const storage = tempDir(t);
   await exec('mount', ['-t', 'tmpfs', '-o', 'size=40m', 'cudapool-test', storage], { timeoutMs: 10_000 });
@@ -99,7 +105,7 @@ t.test('a file system that fills up', async (t) => {
   const pid = await workload.pid();
   const before = (await workload.ask()).answers[0]?.checksum;
   const free = await freeMemory(lab);
-  await refused(t, lab.checkpoint(workload), /No space left|full/, 'full');
+  await refused(t, lab.checkpoint(workload), /No space left|full/, 'full', /df -h/);
   t.equal(await workload.pid(), pid, 'it runs');
   t.equal((await workload.ask()).answers[0]?.checksum, before, 'as it was');
   t.same(await freeMemory(lab), free);

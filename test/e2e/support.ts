@@ -72,14 +72,21 @@ export function expectPaths(
   t.equal(path, 'pool', `${message}: ${why}`);
 }
 
-/** A checkpoint or restore that must fail, with words like these for people. */
-export async function refused(t: Test, action: Promise<unknown>, words: RegExp, message: string): Promise<void> {
+/** A checkpoint or restore that must fail, with words like these for people; `fix`: what the hint says of it. */
+export async function refused(
+  t: Test,
+  action: Promise<unknown>,
+  words: RegExp,
+  message: string,
+  fix?: RegExp,
+): Promise<void> {
   const failed = await action.then(
     () => undefined,
     (error: CudapoolError) => error,
   );
   t.match(failed?.code, /^ERR_CUDAPOOL_(CHECKPOINT|RESTORE)$/, `${message}: it fails`);
   t.match([failed?.message, ...(failed?.lines ?? [])].join('\n'), words, `${message}: and says why`);
+  if (fix !== undefined) t.match(failed?.hint, fix, `${message}: and names the fix`);
 }
 
 /** Where CRIU's images of a container are. */

@@ -49,9 +49,13 @@ t.test('which way the plugin went, from its lines', (t) => {
     t.equal(log.path, path, name);
     t.match(log.why, why, `${name}: why`);
   }
-  const log = parseCriuLog('(00.1) Version: 4.1.1 (gitid 0)\n(00.2) 12: Error (criu/x.c:1): a\n(00.3) fine\n');
+  const log = parseCriuLog(
+    '(00.1) Version: 4.1.1 (gitid 0)\n' +
+      "(00.1) Error (criu/util.c:1534): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted\n" +
+      '(00.2) 12: Error (criu/x.c:1): a\n(00.3) fine\n',
+  );
   t.equal(log.criu_version, '4.1.1');
-  t.same(log.errors, ['(00.2) 12: Error (criu/x.c:1): a']);
+  t.same(log.errors, ['(00.2) 12: Error (criu/x.c:1): a'], 'without what CRIU says of itself, and goes on');
   t.equal(messageOf(log.errors[0] ?? ''), 'a');
   t.end();
 });
