@@ -8,9 +8,9 @@ import {
   buildSnippets,
   built,
   builtCriu,
-  inRoot,
   isRoot,
   runTap,
+  sanitizedShim,
   skipUnless,
   skipUnlessToolkit,
   softCuda,
@@ -297,14 +297,11 @@ t.test('sanitizers', async (t) => {
     }
   }
 
-  const built_ = inRoot('build', 'c', 'preload-asan');
-  const make = ['-s', '-C', inRoot('preload'), `OUT=${built_}`, 'WERROR=1', 'SANITIZE=address,undefined'];
-  await exec('make', make, { timeoutMs: 120_000 });
   const runtime: string[] = [];
   for (const library of ['libasan.so', 'libubsan.so']) {
     runtime.push((await exec('cc', [`-print-file-name=${library}`], { timeoutMs: 5000 })).stdout.trim());
   }
-  const preload = { LD_PRELOAD: [...runtime, join(built_, 'libcudapool.so')].join(' '), SOFTCUDA_DEVICES: '2' };
+  const preload = { LD_PRELOAD: [...runtime, await sanitizedShim()].join(' '), SOFTCUDA_DEVICES: '2' };
   for (const args of [['fork'], ['scope'], ['commands'], ['handed'], ['threads'], ['unwanted', 'flags']]) {
     const warm = /fork|scope|commands/.test(args[0] as string) ? 'never' : 'start:behave';
     const env = { ...softCuda(t).env, ...options, ...preload, CUDAPOOL_WARM: warm };

@@ -59,6 +59,15 @@ export async function buildSnippets(room: string, options: { sanitize?: string }
   return out;
 }
 
+/** The shim with sanitizers; give a program that has none of them the runtime as well (`cc -print-file-name=libasan.so`). */
+export async function sanitizedShim(sanitize = 'address,undefined'): Promise<string> {
+  const out = inRoot('build', 'c', `preload-${sanitize}`);
+  mkdirSync(out, { recursive: true });
+  const make = ['make', '-s', '-C', inRoot('preload'), `OUT=${out}`, 'WERROR=1', `SANITIZE=${sanitize}`];
+  await exec('flock', [join(out, '.lock'), ...make], { timeoutMs: 120_000 });
+  return join(out, 'libcudapool.so');
+}
+
 /** Runs a program that prints TAP as a part of this test. */
 export async function runTap(
   t: Test,
