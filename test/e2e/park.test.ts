@@ -13,6 +13,7 @@ const MIB = 2 ** 20;
 t.test('ten cycles, each way back in turn, work in flight and other allocations each time', async (t) => {
   const lab = await labFor(t, { env: { SOFTCUDA_DEVICES: '2' } });
   await lab.startPool();
+  const empty = await freeMemory(lab);
   const shape = { memoryMib: 16, pieces: 4, filledMib: 12, devices: 2, processes: 2 };
   const workload = await lab.start({ ...shape, busy: true, replace: true, shim: true });
   const before = (await verify(t, workload, shape, 'at the start')).answers;
@@ -59,6 +60,8 @@ t.test('ten cycles, each way back in turn, work in flight and other allocations 
     }
     t.same(await freeMemory(lab), free, `${name}: the pool has kept nothing`);
   }
+  await workload.kill();
+  t.same(await freeMemory(lab), empty, 'what it had is free when it has ended');
 });
 
 for (const kind of ['map', 'ordered', 'managed'] as const) {
