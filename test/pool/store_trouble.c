@@ -248,6 +248,55 @@ static void test_image_removed(void)
 	ok(until(nothing_used, 5000), "its image is removed: within seconds its memory is free");
 }
 
+/* As podman unpacks an archive for each container that is restored from it, and removes that without --keep. */
+static void unpacked(const char *name, const char *from, const uint8_t token[16])
+{
+	char copied[512], command[1100];
+
+	snprintf(copied, sizeof(copied), "%s", path_of(from, image_of(token)));
+	mkdir(path_of(name, NULL), 0700);
+	snprintf(command, sizeof(command), "cp %s %s", copied, path_of(name, NULL));
+	if (system(command))
+		abort();
+}
+
+static const uint8_t *looked_for;
+static const char *expected_at;
+
+static bool is_there(void)
+{
+	struct park *park = park_by_token(looked_for);
+
+	return park && park->path && !strcmp(park->path, expected_at);
+}
+
+static void test_copies(void)
+{
+	uint8_t token[16];
+	char first[512];
+
+	dump("first", 2, 4, CUDAPOOL_HOT_AUTO, token);
+	snprintf(first, sizeof(first), "%s", path_of("first", image_of(token)));
+	looked_for = token;
+	for (unsigned i = 0; i < 2; i++) {
+		unpacked("copy", "first", token);
+		ok(restore("copy", token, CUDAPOOL_HOT_COPY, 2, 4, true) == CUDAPOOL_PATH_HOT_COPY,
+		   "a copy of the image is restored from");
+		expected_at = path_of("copy", image_of(token));
+		ok(is_there(), "and is the one to load from, as the newest");
+		unlink(expected_at);
+		expected_at = first;
+		ok(until(is_there, 5000) && uses(8), "it is gone: the first one is that again, and all stays hot");
+	}
+	unpacked("copy", "first", token);
+	restore("copy", token, CUDAPOOL_HOT_COPY, 2, 4, true);
+	unlink(first);
+	settle(600);
+	ok(uses(8), "the first one is gone: the newest is there");
+	unlink(path_of("copy", image_of(token)));
+	ok(until(nothing_used, 5000), "both are gone: its memory is free");
+}
+
 static void test_records(void)
 {
 	struct store_note record = {.stage = CUDAPOOL_STAGE_DUMP, .path = CUDAPOOL_PATH_PARKED, .process = &self,
@@ -370,6 +419,7 @@ int main(void)
 	test_directory();
 	test_other_image();
 	test_image_removed();
+	test_copies();
 	test_records();
 	test_sync();
 	test_own();
