@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Parked GPU memory when something is missing or fails: a clear error, nothing lost, and the next one works.
+import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import { stopPool } from '../../harness/adapters/cudapoold.ts';
 import { imagesIn } from '../../harness/container/images.ts';
@@ -7,6 +8,8 @@ import type { Lab, LabAction, Workload } from '../../harness/container/lab.ts';
 import { recordsIn } from '../../harness/container/records.ts';
 import { expectPaths, freeMemory, imageDir, labFor, parksIn, refused, verify } from './support.ts';
 
+/** By then the pool has seen an application that has started (pool/store_watch.c), on a busy machine, too. */
+const SEEN_MS = 3000;
 const SHAPE = { memoryMib: 8, pieces: 2 };
 
 async function restores(t: Test, lab: Lab, workload: Workload, path: string, options: LabAction = {}): Promise<void> {
@@ -115,6 +118,7 @@ t.test('not enough GPU memory', async (t) => {
   t.same(await hot(), [true]);
 
   const second = await lab.start({ ...big, memoryMib: 736, seed: 7, when: 'ask' });
+  await sleep(SEEN_MS);
   const others = await held(second);
   t.same(await hot(), [false], 'an allocation gets what was hot');
   await refused(t, lab.restore(first), /not enough GPU memory/, 'it does not fit', /nvidia-smi/);
