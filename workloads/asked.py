@@ -70,6 +70,38 @@ def ready():
     print("READY", flush=True)
 
 
+def what_each_gives(program):
+    """The results of an epoch's steps, found out twice, as a program that differs from itself shows nothing."""
+    expected, again = ([program.result(program.submit(i)) for i in range(program.epoch)] for _ in range(2))
+    if expected != again:
+        sys.exit(f"{os.path.basename(sys.argv[0])}: two runs differ without any checkpoint")
+    return expected
+
+
+def take_turns(program):
+    """
+    Steps `program`, as for serve(), when it is its turn: each line of standard input is a number of milliseconds, and is answered
+    with how long a step took in them. The first one of a turn does not count: others had the processor and the GPU before. One
+    step at a time, by one thread, on one processor.
+    """
+    expected = what_each_gives(program)
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    ready()
+    done = 0
+    for line in sys.stdin:
+        steps, wrong = -1, 0
+        begun = ended = time.monotonic()
+        while steps < 1 or ended - begun < float(line) / 1e3:
+            at = done % program.epoch
+            wrong += program.result(program.submit(at)) != expected[at]
+            done += 1
+            steps += 1
+            ended = time.monotonic()
+            if steps == 0:
+                begun = ended
+        print(json.dumps({"step_ms": (ended - begun) * 1e3 / steps, "steps": steps, "wrong": wrong}), flush=True)
+
+
 def serve(directory, program):
     """
     Runs `program` for ever, and answers questions in between. It has
@@ -80,12 +112,9 @@ def serve(directory, program):
         state()     a whole number that depends on the GPU memory that no step changes
         gpu_bytes() GPU memory that the framework has allocated
 
-    What each step must give is found out before anything is checkpointed, twice, as a program that differs from itself shows
-    nothing. The clock of a restored process goes on where it stopped: steps are timed by the wall clock.
+    The clock of a restored process goes on where it stopped: steps are timed by the wall clock.
     """
-    expected, again = ([program.result(program.submit(i)) for i in range(program.epoch)] for _ in range(2))
-    if expected != again:
-        sys.exit(f"{os.path.basename(sys.argv[0])}: two runs differ without any checkpoint")
+    expected = what_each_gives(program)
     asked = Asked(directory)
     under_way = collections.deque()
     steps = wrong = submitted = 0

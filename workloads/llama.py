@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """
-A Llama with random weights, by PyTorch and transformers, that generates tokens all the time (--steady), or when it is asked: it
+A Llama with random weights, by PyTorch and transformers, that generates tokens when it is its turn (--turns), or when it is asked: it
 answers with the first token, and with what decided on it, and generates the others then; any that differs is told in the next answer.
 """
 
@@ -12,7 +12,7 @@ import asked
 parser = asked.arguments(__doc__)
 parser.add_argument("--layers", type=int, default=16, help="16 give 6.55 GiB on the GPU (default)")
 parser.add_argument("--tokens", type=int, default=8, help="that it generates at a time (default 8)")
-parser.add_argument("--steady", action="store_true", help="generate all the time, and tell what a step takes")
+parser.add_argument("--turns", action="store_true", help="generate for as long as standard input says, and tell what a step takes")
 options = parser.parse_args()
 
 import torch  # noqa: E402
@@ -61,9 +61,6 @@ class Llama:
     def result(self, tokens):
         return int(asked.digest_of(tokens), 16)
 
-    def state(self):
-        return 0
-
     def gpu_bytes(self):
         return torch.cuda.memory_reserved()
 
@@ -94,7 +91,7 @@ def when_asked(llama):
 if __name__ == "__main__":
     if not torch.cuda.is_available():
         sys.exit("llama.py: PyTorch finds no GPU")
-    if options.steady:
-        asked.serve(options.dir, Llama())
+    if options.turns:
+        asked.take_turns(Llama())
     else:
         when_asked(Llama())

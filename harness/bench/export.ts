@@ -56,12 +56,26 @@ export function limitText({ min, max }: Pick<Verdict, 'min' | 'max'>): string {
   return max === undefined ? `at least ${formatNumber(min)}` : `${formatNumber(min)} to ${formatNumber(max)}`;
 }
 
-function verdictLine(verdict: Verdict): string {
-  const { what, value, low, high, met } = verdict;
-  const bounds = low !== undefined && high !== undefined ? ` (${formatNumber(low)} to ${formatNumber(high)})` : '';
-  const got = value === null ? 'no figure' : `${formatNumber(value)}${bounds}`;
-  return `- ${met ? 'met' : '**missed**'}: ${what}: ${got}, target ${limitText(verdict)}`;
+const rangeText = ({ low, high }: { low: number; high: number }): string =>
+  `${formatNumber(low)} to ${formatNumber(high)}`;
+
+/** 'holds', 'missed', …; the second: it is not as it should be. */
+function outcome({ answer, met }: Verdict): string {
+  if (answer === undefined) return met ? 'met' : '**missed**';
+  return met ? answer : `**${answer}**`;
 }
+
+/** 'restore of 1 GiB, of stock: 0.216 (0.210 to 0.220), target at most 0.2'. */
+export function verdictText(verdict: Verdict): string {
+  const { what, value, low, high, control } = verdict;
+  const bounds = low !== undefined && high !== undefined ? ` (${rangeText({ low, high })})` : '';
+  const got = value === null ? 'no figure' : `${formatNumber(value)}${bounds}`;
+  const noise =
+    control === undefined ? '' : `; the baseline against itself ${formatNumber(control.value)} (${rangeText(control)})`;
+  return `${what}: ${got}, target ${limitText(verdict)}${noise}`;
+}
+
+const verdictLine = (verdict: Verdict): string => `- ${outcome(verdict)}: ${verdictText(verdict)}`;
 
 export function recordTitle(record: BenchRecord): string {
   return record.case === undefined ? record.suite : `${record.suite} (${record.case})`;

@@ -15,6 +15,8 @@ interface BenchFlags {
   memory?: number;
   gib?: number[];
   only?: string[];
+  ways?: Record<string, number | undefined>;
+  seconds?: number;
   runs?: number;
   warmup?: number;
   prepare?: string;
@@ -55,18 +57,30 @@ function exitCodeOf(document: BenchDocument): number {
   return bad ? EXIT.FAILED : EXIT.OK;
 }
 
+/** What would run, in which order, and which of it fits into the budget. */
+async function plan(chosen: readonly Suite[], flags: BenchFlags): Promise<void> {
+  const { recordDry } = await import('../adapters/exec.ts');
+  const { fitting, secondsOf } = await import('./suite.ts');
+  const seconds = (suite: Suite): number => secondsOf(suite, flags);
+  const fit = fitting(chosen, seconds, flags.budget ?? Number.POSITIVE_INFINITY);
+  for (const suite of chosen) {
+    const when = fit.has(suite) ? `about ${seconds(suite)} s` : `left out, it takes about ${seconds(suite)} s`;
+    recordDry(`${suite.name}: ${when}: ${suite.summary}`);
+  }
+  const sum = [...fit].reduce((total, suite) => total + seconds(suite), 0);
+  const budget = flags.budget === undefined ? '' : `, of ${flags.budget} s`;
+  recordDry(`in all about ${sum} s on a GPU${budget}`);
+}
+
 async function bench(asked: readonly string[], flags: BenchFlags): Promise<void> {
   const chosen = await chooseSuites([...asked, ...(flags.suite ?? [])]);
-  if (flags.dryRun === true) {
-    const { recordDry } = await import('../adapters/exec.ts');
-    for (const suite of chosen)
-      recordDry(`${suite.name}: ${flags.runs ?? suite.runs} runs of each variant: ${suite.summary}`);
-    return;
-  }
+  if (flags.ways !== undefined && !chosen.some(({ ways }) => ways === true))
+    throw usageError('--ways: none of these suites compares ways back', 'llama, sizes and reserve do');
+  if (flags.dryRun === true) return plan(chosen, flags);
   const { H200_COSTS } = await import('./bed.ts');
   const { guideText, isGuideRecord } = await import('./guide.ts');
   const { runSession } = await import('./session.ts');
-  const { documentCsv, documentMarkdown, limitText, recordMarkdown } = await import('./export.ts');
+  const { documentCsv, documentMarkdown, recordMarkdown, verdictText } = await import('./export.ts');
   const { formatDocument, writeWhole } = await import('./record.ts');
   const file = flags.exportJson ?? (typeof flags.json === 'string' ? flags.json : undefined);
   const { document, failed } = await runSession({
@@ -79,6 +93,8 @@ async function bench(asked: readonly string[], flags: BenchFlags): Promise<void>
     memoryMib: flags.memory,
     gib: flags.gib,
     only: flags.only,
+    ways: flags.ways,
+    seconds: flags.seconds,
     prepare: flags.prepare,
     budgetS: flags.budget,
     out: flags.out,
@@ -97,8 +113,7 @@ async function bench(asked: readonly string[], flags: BenchFlags): Promise<void>
   }
   for (const record of records) {
     for (const verdict of record.verdicts) {
-      if (!verdict.met && !host.simulated)
-        say(`target missed: ${verdict.what}: ${verdict.value ?? 'no figure'}, ${limitText(verdict)}`);
+      if (!verdict.met && !host.simulated) say(`${verdict.answer ?? 'target missed'}: ${verdictText(verdict)}`);
     }
   }
   process.exitCode = failed.length > 0 ? EXIT.FAILED : exitCodeOf(document);
@@ -145,6 +160,19 @@ function gibList(text: string): number[] {
   throw new InvalidArgumentError('sizes in GiB such as 1,8,32');
 }
 
+/** 'hot-move=5,staged=3,stock' */
+function wayList(text: string): Record<string, number | undefined> {
+  const entries = text.split(',').map((each): [string, number | undefined] => {
+    const [, name = '', runs] = /^(stock|hot-move|hot-copy|hot|staged)(?:=([1-9]\d{0,3}))?$/.exec(each) ?? [];
+    if (name === '')
+      throw new InvalidArgumentError(
+        'of stock, hot-move, hot-copy and staged, each with its number of runs if need be, as hot-move=5,stock',
+      );
+    return [name === 'hot' ? 'hot-move' : name, runs === undefined ? undefined : Number(runs)];
+  });
+  return Object.fromEntries(entries);
+}
+
 const several = (value: string, before: string[] = []): string[] => [...before, ...value.split(',')];
 
 export function registerBench(program: Command): void {
@@ -165,7 +193,17 @@ export function registerBench(program: Command): void {
       text.split(','),
     )
     .option('--gib <list>', 'sizes for sizes and load, GiB, separated by commas, as 1,8,32', gibList)
-    .option('--budget <seconds>', 'time for everything; runs are left out to keep to it', wholeNumber(1, 86_400))
+    .option(
+      '--ways <list>',
+      'for llama, sizes and reserve: of stock, hot-move, hot-copy, staged; with a number of runs each, as hot-move=5,stock=1',
+      wayList,
+    )
+    .option('--seconds <n>', 'how long steady measures (default: 60)', wholeNumber(1, 3600))
+    .option(
+      '--budget <seconds>',
+      'time for everything: no suite is begun that does not fit any more, and runs are left out of one that takes too long',
+      wholeNumber(1, 86_400),
+    )
     .addOption(new Option('--driver <driver>', 'default: the GPU where there is one').choices(['gpu', 'softcuda']))
     .option('--costs <file>', "what the software driver spends; 'none': nothing (default: measured on the H200)")
     .option('--criu <dir>', 'built CRIU tree (default: what cudapool build made)')
@@ -174,7 +212,11 @@ export function registerBench(program: Command): void {
     .option('--export-json <file>', 'as --json FILE')
     .option('--export-markdown <file>', 'write the results as markdown')
     .option('--export-csv <file>', 'write every run as CSV')
-    .option('--dry-run', 'say which suites would run')
+    .option('--dry-run', 'say which suites would run, how long each takes, and what fits into the budget')
+    .addHelpText(
+      'after',
+      `\nCUDAPOOL_SCRATCH names a folder for the bench's own files, CRIU's images and the cold image among them: on a disk\nthat CRIU and podman can use (default: the system's folder for temporary files). It is empty again afterwards.`,
+    )
     .action(bench);
 }
 

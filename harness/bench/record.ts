@@ -3,7 +3,7 @@
 import { readFile, rename, rm, writeFile } from 'node:fs/promises';
 import * as v from 'valibot';
 import { CudapoolError, EXIT } from '../errors.ts';
-import { medianRatio, summarize } from './stats.ts';
+import { medianRatio, pairedEffect, summarize } from './stats.ts';
 
 export const SCHEMA = 'cudapool.bench';
 export const VERSION = 1;
@@ -44,7 +44,10 @@ const Target = v.variant('kind', [
   v.strictObject({ kind: v.literal('at_most'), what: line, metric: name, variant: name, max: finite }),
   /** The median of a metric is at least `min`, in the metric's unit. */
   v.strictObject({ kind: v.literal('at_least'), what: line, metric: name, variant: name, min: finite }),
-  /** A fact of the record is at most `max`, and at least `min`; judged from so many right `runs` of each variant on. */
+  /**
+   * A fact of the record is at most `max`, and at least `min`; judged from so many right `runs` of each variant on. Its interval,
+   * where it has one, is in the facts `…_low` and `…_high`.
+   */
   v.strictObject({
     kind: v.literal('fact'),
     what: line,
@@ -53,7 +56,26 @@ const Target = v.variant('kind', [
     max: finite,
     runs: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1))),
   }),
+  /**
+   * Of programs that live side by side and take turns: how much more the variant takes than its baseline in the same round, as a
+   * ratio or as a difference in the metric's unit, is at most `max`. `control` is the baseline once more: the baseline of a round
+   * is the mean of both, and what differs between them is what this measurement cannot tell from nothing.
+   */
+  v.strictObject({
+    kind: v.literal('paired'),
+    what: line,
+    metric: name,
+    variant: name,
+    baseline: name,
+    control: name,
+    by: v.picklist(['ratio', 'difference']),
+    max: finite,
+  }),
 ]);
+
+const Interval = v.strictObject({ value: finite, low: finite, high: finite });
+/** The whole interval is below the limit, or above it; or neither, or the control differs by as much as the limit allows. */
+const Answer = v.picklist(['holds', 'does not hold', 'cannot tell']);
 
 const Run = v.strictObject({
   /** Counts from 1, warm-up runs included. */
@@ -88,6 +110,9 @@ const Verdict = v.strictObject({
   low: v.optional(finite),
   high: v.optional(finite),
   met: v.boolean(),
+  /** Of paired targets; `met` is that it holds. */
+  answer: v.optional(Answer),
+  control: v.optional(Interval),
 });
 
 const Record_ = v.strictObject({
@@ -138,8 +163,53 @@ export function samples(record: Pick<Observations, 'runs'>, metric: string, vari
   });
 }
 
+/** Of fewer rounds a median has no interval to speak of. */
+const FEWEST_ROUNDS = 6;
+
+interface Round {
+  readonly group: number;
+  readonly values: Readonly<Record<string, number>>;
+}
+
+/** The rounds in which all of these variants have this metric. A group's runs are of the same processes. */
+function roundsOf(seen: Observations, metric: string, variants: readonly string[]): Round[] {
+  const rounds = new Map<number, { group: number; values: Record<string, number> }>();
+  for (const { order, variant, warmup, error, values, notes } of seen.runs) {
+    const value = values[metric];
+    if (warmup || error !== undefined || value === undefined) continue;
+    const number = Math.floor((order - 1) / seen.variants.length);
+    const round = rounds.get(number) ?? { group: 0, values: {} };
+    round.values[variant] = value;
+    if (typeof notes?.group === 'number') round.group = notes.group;
+    rounds.set(number, round);
+  }
+  return [...rounds.values()].filter(({ values }) => variants.every((variant) => values[variant] !== undefined));
+}
+
+function judgePaired(seen: Observations, target: Extract<Target, { kind: 'paired' }>): Verdict {
+  const { what, max, by, metric, variant, baseline, control } = target;
+  const rounds = roundsOf(seen, metric, [variant, baseline, control]).map(({ group, values }) => {
+    const [ours = 0, base = 0, again = 0] = [variant, baseline, control].map((each) => values[each]);
+    return { group, ours, base, again };
+  });
+  if (rounds.length < FEWEST_ROUNDS) return { what, max, value: null, met: false, answer: 'cannot tell' };
+  const effect = pairedEffect(
+    rounds.map(({ group, ours, base, again }) => ({ group, ours, base: (base + again) / 2 })),
+    by,
+  );
+  const noise = pairedEffect(
+    rounds.map(({ group, base, again }) => ({ group, ours: again, base })),
+    by,
+  );
+  const nothing = by === 'ratio' ? 1 : 0;
+  const fine = noise.low >= 2 * nothing - max && noise.high <= max;
+  const answer = fine && effect.high <= max ? 'holds' : fine && effect.low > max ? 'does not hold' : 'cannot tell';
+  return { what, max, ...effect, met: answer === 'holds', answer, control: noise };
+}
+
 function judge(seen: Observations, target: Target): Verdict {
   const { what } = target;
+  if (target.kind === 'paired') return judgePaired(seen, target);
   if (target.kind === 'at_least') {
     const { min } = target;
     const ours = samples(seen, target.metric, target.variant);
@@ -153,7 +223,9 @@ function judge(seen: Observations, target: Target): Verdict {
     const value = seen.facts[target.fact];
     const number = typeof value === 'number' ? value : null;
     const met = number !== null && number <= max && (min === undefined || number >= min);
-    return { what, ...(min !== undefined && { min }), max, value: number, met };
+    const [low, high] = [seen.facts[`${target.fact}_low`], seen.facts[`${target.fact}_high`]];
+    const bounds = typeof low === 'number' && typeof high === 'number' ? { low, high } : {};
+    return { what, ...(min !== undefined && { min }), max, value: number, ...bounds, met };
   }
   const ours = samples(seen, target.metric, target.variant);
   if (target.kind === 'at_most') {
@@ -175,16 +247,21 @@ function isJudged(seen: Observations, target: Target): boolean {
   return seen.variants.every(({ name }) => right(name) >= due);
 }
 
-/** Adds what follows from the runs. */
-export function conclude(seen: Observations): BenchRecord {
+/** Adds what each metric came to. */
+export function summarized(seen: Observations): BenchRecord {
   const results = seen.metrics.flatMap((metric) =>
     seen.variants.flatMap((variant) => {
       const values = samples(seen, metric.name, variant.name);
       return values.length === 0 ? [] : [{ metric: metric.name, variant: variant.name, summary: summarize(values) }];
     }),
   );
+  return { ...seen, results, verdicts: [] };
+}
+
+/** Adds all that follows from the runs. */
+export function conclude(seen: Observations): BenchRecord {
   const judged = seen.targets.filter((target) => isJudged(seen, target));
-  return { ...seen, results, verdicts: judged.map((target) => judge(seen, target)) };
+  return { ...summarized(seen), verdicts: judged.map((target) => judge(seen, target)) };
 }
 
 export function failedRuns(record: Pick<Observations, 'runs'>): Run[] {

@@ -102,6 +102,83 @@ export function medianRatio(ours: readonly number[], baseline: readonly number[]
   };
 }
 
+export interface Effect {
+  readonly value: number;
+  readonly low: number;
+  readonly high: number;
+}
+
+/** What one round gave. Rounds of one group come from the same processes, and share whatever is particular to those. */
+export interface PairedRound {
+  readonly group: number;
+  readonly ours: number;
+  readonly base: number;
+}
+
+function medianOf(values: Float64Array): number {
+  values.sort();
+  const half = values.length >> 1;
+  const [below, above] = [values[half - 1], values[half]] as [number, number];
+  return values.length % 2 === 1 ? above : (below + above) / 2;
+}
+
+/**
+ * The median over rounds of ours / base, or of ours - base, with a bootstrap interval: groups are resampled first, and then
+ * rounds within them, so that what is particular to a process (where its code and its stacks came to lie) widens the interval.
+ */
+export function pairedEffect(rounds: readonly PairedRound[], by: 'ratio' | 'difference'): Effect {
+  if (rounds.length === 0) throw new RangeError('no rounds');
+  const groups = new Map<number, number[]>();
+  for (const { group, ours, base } of rounds) {
+    if (by === 'ratio' && !(base > 0)) throw new RangeError('the baseline must take time');
+    groups.set(group, [...(groups.get(group) ?? []), by === 'ratio' ? ours / base : ours - base]);
+  }
+  const all = [...groups.values()];
+  const random = uniform(rounds.length * 65537 + all.length);
+  const one = <T>(from: readonly T[]): T => from[Math.floor(random.next().value * from.length)] as T;
+  const medians = Float64Array.from({ length: RESAMPLES }, () =>
+    medianOf(
+      Float64Array.from(
+        all.flatMap(() => {
+          const group = one(all);
+          return group.map(() => one(group));
+        }),
+      ),
+    ),
+  ).sort();
+  const tail = (1 - CONFIDENCE) / 2;
+  const sorted = [...medians];
+  return {
+    value: medianOf(Float64Array.from(all.flat())),
+    low: quantileSorted(sorted, tail),
+    high: quantileSorted(sorted, 1 - tail),
+  };
+}
+
+/** Samples of y at one x. */
+export interface SamplesAt {
+  readonly x: number;
+  readonly samples: readonly number[];
+}
+
+/** The slope of the straight line of least squares through all samples, with a bootstrap interval: those of each x resampled. */
+export function growth(points: readonly SamplesAt[]): Effect {
+  const measured = points.filter(({ samples }) => samples.length > 0);
+  if (new Set(measured.map(({ x }) => x)).size < 2) throw new RangeError('growth needs samples at two places');
+  const fit = (draw: (samples: readonly number[]) => readonly number[]): number =>
+    linearRegression(measured.flatMap(({ x, samples }) => draw(samples).map((y) => [x, y]))).m;
+  const random = uniform(measured.length * 65537 + measured.flatMap(({ samples }) => samples).length);
+  const slopes = Array.from({ length: RESAMPLES }, () =>
+    fit((samples) => samples.map(() => samples[Math.floor(random.next().value * samples.length)] as number)),
+  ).sort((a, b) => a - b);
+  const tail = (1 - CONFIDENCE) / 2;
+  return {
+    value: fit((samples) => samples),
+    low: quantileSorted(slopes, tail),
+    high: quantileSorted(slopes, 1 - tail),
+  };
+}
+
 /** Growth per run: the slope of a straight line through the samples in the order they ran. */
 export function slope(samples: readonly number[]): number {
   if (samples.length < 2) throw new RangeError('a slope needs two samples');

@@ -174,3 +174,48 @@ t.test('CSV has every run', async (t) => {
   t.equal(lines[0], 'suite,case,order,variant,warmup,verified,restore_ms,error,simulated');
   t.equal(lines[1], 'criu,0mib,1,stock,false,true,980,,false');
 });
+
+t.test('processes that took turns: it holds, it does not, it cannot be told', async (t) => {
+  const judged = (
+    { with: ours, noise = 0, rounds = 12 }: { with: number; noise?: number; rounds?: number },
+    by: 'ratio' | 'difference',
+    max: number,
+  ) => {
+    const runs = Array.from({ length: rounds }, (_, round) => [
+      { variant: 'without', ms: 100 },
+      { variant: 'with', ms: ours },
+      { variant: 'again', ms: 100 + noise * (round % 3) },
+    ]).flat();
+    const names = ['without', 'with', 'again'];
+    return conclude({
+      ...observations(),
+      variants: names.map((name) => ({ name, label: name })),
+      metrics: [{ name: 'ms', unit: 'ms', label: 'ms' }],
+      targets: [
+        { kind: 'paired', what: 'x', metric: 'ms', variant: 'with', baseline: 'without', control: 'again', by, max },
+      ],
+      runs: runs.map(({ variant, ms }, i) => ({
+        order: i + 1,
+        variant,
+        warmup: false,
+        values: { ms },
+        verified: true,
+      })),
+    }).verdicts[0];
+  };
+  t.match(judged({ with: 100.5 }, 'ratio', 1.01), {
+    answer: 'holds',
+    met: true,
+    value: 1.005,
+    control: { value: 1, low: 1, high: 1 },
+  });
+  t.match(judged({ with: 102 }, 'ratio', 1.01), { answer: 'does not hold', met: false });
+  t.match(judged({ with: 108 }, 'difference', 10), { answer: 'holds', value: 8 });
+  t.match(judged({ with: 111 }, 'difference', 10), { answer: 'does not hold', value: 11 });
+  t.match(
+    judged({ with: 100, noise: 5 }, 'ratio', 1.01),
+    { answer: 'cannot tell', met: false },
+    'the control differs, too',
+  );
+  t.match(judged({ with: 100, rounds: 5 }, 'ratio', 1.01), { answer: 'cannot tell', value: null }, 'too few rounds');
+});

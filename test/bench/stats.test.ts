@@ -1,8 +1,16 @@
 // SPDX-License-Identifier: MIT
 // Medians, intervals, ratios and warnings against values that can be looked up.
 import t from 'tap';
-import { alternate } from '../../harness/bench/order.ts';
-import { medianInterval, medianRatio, noiseWarnings, slope, summarize } from '../../harness/bench/stats.ts';
+import { alternate, BALANCED, balancedRound } from '../../harness/bench/order.ts';
+import {
+  growth,
+  medianInterval,
+  medianRatio,
+  noiseWarnings,
+  pairedEffect,
+  slope,
+  summarize,
+} from '../../harness/bench/stats.ts';
 
 const upTo = (n: number): number[] => Array.from({ length: n }, (_, i) => i + 1);
 
@@ -75,4 +83,48 @@ t.test('the order is ABBA', async (t) => {
   t.equal(alternate(['A', 'B'], 4).join(''), 'ABBAABBA');
   t.equal(alternate(['A', 'B', 'C'], 2).join(''), 'ABCCBA');
   t.same(alternate(['A', 'B'], 0), []);
+});
+
+t.test('three side by side: each place and each neighbour equally often', async (t) => {
+  const rounds = Array.from({ length: 2 * BALANCED }, (_, round) => balancedRound(['A', 'B', 'C'], round));
+  const places = new Map<string, number>();
+  for (const round of rounds)
+    for (const [at, name] of round.entries()) places.set(`${name}${at}`, (places.get(`${name}${at}`) ?? 0) + 1);
+  t.same([...places.values()], new Array(9).fill((2 * BALANCED) / 3));
+  const order = [...rounds.flat(), 'A']; // as it goes on
+  const pairs = new Map<string, number>();
+  for (const [i, name] of order.slice(1).entries())
+    pairs.set(`${order[i]}${name}`, (pairs.get(`${order[i]}${name}`) ?? 0) + 1);
+  t.same([...pairs.keys()].sort(), ['AB', 'AC', 'BA', 'BC', 'CA', 'CB']);
+  t.same([...pairs.values()], new Array(6).fill(BALANCED));
+  t.throws(() => balancedRound(['A', 'B'], 0), RangeError);
+});
+
+t.test('an effect within rounds', async (t) => {
+  // A machine that gets slower by a third: the medians of the columns would not show 1 %, the rounds do.
+  const drifting = upTo(60).map((i) => ({ group: 0, base: 100 + i / 2, ours: 1.01 * (100 + i / 2) }));
+  const effect = pairedEffect(drifting, 'ratio');
+  for (const value of Object.values(effect)) t.ok(Math.abs(value - 1.01) < 1e-9);
+  t.same(pairedEffect([{ group: 0, base: 5, ours: 7 }], 'difference'), { value: 2, low: 2, high: 2 });
+
+  const noisy = upTo(60).map((i) => ({ group: 0, base: 100, ours: 100 + ((i * 7) % 11) - 5 }));
+  const { value, low, high } = pairedEffect(noisy, 'difference');
+  t.ok(low <= value && value <= high && low < 0.5 && high > -0.5 && high - low < 5, `${low} ${value} ${high}`);
+  t.same(pairedEffect(noisy, 'difference'), { value, low, high }, 'the same each time');
+
+  // Four sets of processes, each with an offset of its own: within a group nothing varies, and the interval spans the groups.
+  const grouped = upTo(40).map((i) => ({ group: i % 4, base: 10, ours: 10 + (i % 4) }));
+  const wide = pairedEffect(grouped, 'difference');
+  t.ok(wide.low <= 0.5 && wide.high >= 2.5, 'what is particular to processes counts');
+  t.throws(() => pairedEffect([], 'ratio'), RangeError);
+  t.throws(() => pairedEffect([{ group: 0, base: 0, ours: 1 }], 'ratio'), RangeError);
+});
+
+t.test('growth by least squares', async (t) => {
+  const line = (x: number, ...off: number[]) => ({ x, samples: off.map((y) => 400 + 4 * x + y) });
+  const exact = growth([line(1, 0), line(8, 0), line(32, 0)]);
+  for (const value of Object.values(exact)) t.ok(Math.abs(value - 4) < 1e-9);
+  const noisy = growth([line(1, -10, 0, 10), line(16, -10, 0, 10), line(32, -10, 0, 10)]);
+  t.ok(Math.abs(noisy.value - 4) < 1e-9 && noisy.low < 4 && noisy.high > 4 && noisy.high - noisy.low < 1.5);
+  t.throws(() => growth([line(1, 0, 1), { x: 2, samples: [] }]), RangeError, 'one place is no growth');
 });
