@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Checkpoint and restore of one application in podman, in turn: stock, and with its GPU memory parked, each way it can come back.
-import { statfsSync } from 'node:fs';
+import { readFileSync, statfsSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { messageOf } from '../adapters/criu-log.ts';
-import { evict } from '../adapters/cudapoold.ts';
 import { inspectContainer } from '../adapters/podman.ts';
 import type { ActionResult } from '../container/actions.ts';
 import type { Answer } from '../container/ask.ts';
@@ -35,6 +34,25 @@ const PATHS: Readonly<Record<Exclude<Kind, 'stock'>, string>> = {
 export const kindVariants = (kinds: readonly Kind[]): Variant[] =>
   kinds.map((name) => ({ name, label: KINDS[name].split(':')[0] ?? name }));
 
+/** Those that were asked for, in the order of KINDS. */
+export const chooseKinds = (
+  usual: readonly Kind[],
+  asked: Readonly<Record<string, number | undefined>> | undefined,
+): readonly Kind[] => (asked === undefined ? usual : (Object.keys(KINDS) as Kind[]).filter((kind) => kind in asked));
+
+/** About how long a process of this size takes on an H200: its start and its first checkpoints, then each run. */
+export function cycleSeconds(
+  gib: number,
+  kinds: readonly Kind[],
+  runsOf: Readonly<Record<string, number | undefined>>,
+  runs: number,
+): number {
+  const ours = kinds.some((kind) => kind !== 'stock') ? 3 + gib / 3 : 0;
+  const stock = kinds.includes('stock') ? 3 + 1.2 * gib : 0;
+  const each = (kind: Kind): number => (kind === 'stock' ? 2 + 0.8 * gib : 3 + gib / 10);
+  return kinds.reduce((sum, kind) => sum + (runsOf[kind] ?? runs) * each(kind), ours + stock);
+}
+
 export const CYCLE_METRICS: readonly Metric[] = [
   { name: 'restore_ms', unit: 'ms', label: 'restore, to the first right answer' },
   { name: 'podman_ms', unit: 'ms', label: 'podman container restore' },
@@ -48,11 +66,21 @@ const MEMORY_FS = '/dev/shm';
 const TMPFS_MAGIC = 0x01021994;
 const ACTION_MS = 300_000;
 
+/** Bytes that the kernel would give without swapping; its file systems in memory promise more than that. */
+function memoryAvailable(): number {
+  const [, kib] = /^MemAvailable:\s+(\d+) kB$/m.exec(readFileSync('/proc/meminfo', 'utf8')) ?? [];
+  return Number(kib ?? 0) * 1024;
+}
+
+/** Whether files there are in memory. */
+export const isInMemory = (dir: string): boolean => statfsSync(dir).type === TMPFS_MAGIC;
+
 /** A memory file system with this much room; undefined: checkpoints go below /tmp. */
 export function memoryStorage(bytes: number): string | undefined {
   try {
-    const { type, bavail, bsize } = statfsSync(MEMORY_FS);
-    return type === TMPFS_MAGIC && bavail * bsize >= bytes ? MEMORY_FS : undefined;
+    const { bavail, bsize } = statfsSync(MEMORY_FS);
+    const room = Math.min(bavail * bsize, memoryAvailable());
+    return isInMemory(MEMORY_FS) && room >= bytes ? MEMORY_FS : undefined;
   } catch {
     return undefined;
   }
@@ -243,6 +271,3 @@ export const timeline = (messages: readonly string[]): string =>
     )
     .join(' | ')
     .slice(0, 2000);
-
-/** Lets go of the GPU memory that the lab's pool keeps hot. */
-export const evictAll = (lab: Lab, tier: 'staged' | 'cold'): Promise<unknown> => evict(lab.poolPlace(), { tier });

@@ -6,6 +6,7 @@ import t from 'tap';
 import { H200_COSTS } from '../../harness/bench/bed.ts';
 import { predictedGainMs, readCosts } from '../../harness/bench/prediction.ts';
 import { readDocument } from '../../harness/bench/record.ts';
+import { allSuites } from '../../harness/bench/suites/index.ts';
 import { built, builtCriu, cudapool, isRoot, skipUnless, tempDir } from '../support/index.ts';
 
 t.test('what the recorded costs predict', async (t) => {
@@ -92,12 +93,42 @@ t.test('leaks: the GPU memory that the software driver counts is in the record, 
   );
 });
 
+t.test('the plan: what runs, for how long, and what the budget leaves out', async (t) => {
+  const lines = async (...args: string[]) =>
+    (await cudapool(['bench', ...args, '--dry-run'])).stdout.trimEnd().split('\n');
+  const all = await lines('all');
+  t.equal(all.length, allSuites.length + 1);
+  t.match(all.at(-1), /^in all about \d+ s on a GPU$/);
+  const some = await lines('steady', 'tree', 'micro', '--seconds', '40', '--budget', '100');
+  t.match(some[0], /^steady: about 70 s: /);
+  t.match(some[1], /^tree: left out, it takes about \d{3} s: /);
+  t.match(
+    some.slice(2),
+    [/^micro: about 20 s: /, /^in all about 90 s on a GPU, of 100 s$/],
+    'a shorter one may still fit',
+  );
+  t.match((await lines('sizes', '--budget', '1'))[0], /^sizes: about \d+ s: /, 'the first one is begun in any case');
+  const [stockOnly] = await lines('sizes', '--gib', '32', '--ways', 'stock=1');
+  const [hotOnly] = await lines('sizes', '--gib', '32', '--ways', 'hot-move=5,staged=2');
+  t.match([stockOnly, hotOnly], [/about [67]\d s/, /about 5\d s/]);
+});
+
+t.test('a suite that does not fit into the budget any more is not begun', async (t) => {
+  if (!skipUnless(t, isRoot && builtCriu('4.2.1').ready, 'needs root, and everything built')) return;
+  const args = ['micro', 'tree', '--driver', 'softcuda', '--costs', 'none', '--runs', '1', '--warmup', '0'];
+  const ran = await cudapool(['bench', ...args, '--budget', '10']);
+  t.equal(ran.exitCode, 0, ran.stderr);
+  t.match(ran.stderr, /left out, as the time budget of 10 s would not do: tree \(about \d+ s\)/);
+  t.notMatch(ran.stdout, /### tree/);
+});
+
 t.test('a bench that cannot run says why', async (t) => {
   const cases: [args: string[], exit: number, message: RegExp][] = [
     [['--driver', 'gpu'], 3, /there is no usable GPU/],
     [['--driver', 'softcuda', '--costs', '/nonexistent'], 3, /\/nonexistent is missing/],
     [['--criu', '/nonexistent'], 3, /there is no such tree/],
     [['pytorch', '--driver', 'softcuda'], 3, /PyTorch needs a GPU/],
+    [['load', '--ways', 'stock'], 2, /none of these suites compares ways back/],
   ];
   for (const [args, exit, message] of cases) {
     if (args.includes('gpu') && existsSync('/proc/driver/nvidia')) continue;
@@ -106,4 +137,6 @@ t.test('a bench that cannot run says why', async (t) => {
     t.match(ran.stderr, message);
     t.match(ran.stderr, /hint:/);
   }
+  const wrong = await cudapool(['bench', 'sizes', '--ways', 'hot-move=0']);
+  t.match(wrong, { exitCode: 2, stderr: /argument 'hot-move=0' is invalid/ });
 });

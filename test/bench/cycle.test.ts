@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: MIT
 // The suites about parked memory on the software driver, end to end: each variant goes the way that it is named after.
-import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
-import { join } from 'node:path';
-import t, { type Test } from 'tap';
+import t from 'tap';
 import { limitText } from '../../harness/bench/export.ts';
-import { conclude, readDocument } from '../../harness/bench/record.ts';
+import { conclude } from '../../harness/bench/record.ts';
 import { expectedChecksum } from '../../harness/container/ask.ts';
-import { builtCriu, cudapool, isRoot, skipUnless, tempDir } from '../support/index.ts';
-import { observations } from './fixture.ts';
+import { skipUnless } from '../support/index.ts';
+import { bench, observations, ready } from './fixture.ts';
 
 t.test('a checksum of several pieces, partly zero', async (t) => {
   t.equal(expectedChecksum(16 << 18, 1), '002548098f000000', 'as gpu_app found it, and a few lines of Python');
@@ -25,22 +23,6 @@ t.test('targets from below', async (t) => {
   t.equal(limitText({ max: 5 }), 'at most 5.000');
   t.equal(limitText({ min: 1, max: 2 }), '1.000 to 2.000');
 });
-
-const ready = isRoot && builtCriu('4.2.1').ready;
-
-async function bench(t: Test, args: readonly string[]) {
-  const file = join(tempDir(t), 'record.json');
-  const scratch = mkdtempSync('/tmp/b'); // podman wants short names
-  t.teardown(() => rmSync(scratch, { recursive: true, force: true }));
-  const common = ['--driver', 'softcuda', '--costs', 'none', '--runs', '1', '--json', file];
-  const ran = await cudapool(['bench', ...args, ...common], {
-    timeoutMs: 110_000,
-    env: { CUDAPOOL_SCRATCH: scratch, TMPDIR: scratch },
-  });
-  t.equal(ran.exitCode, 0, ran.stderr);
-  t.same(readdirSync(scratch), [], 'nothing is left behind');
-  return (await readDocument(file)).records;
-}
 
 t.test('one size, each way back', async (t) => {
   if (!skipUnless(t, ready, 'needs root, and CRIU built')) return;
@@ -62,6 +44,19 @@ t.test('one size, each way back', async (t) => {
     "by the pool's own record",
   );
   for (const { values } of ours) t.match(values, { parked_mib: 16 }, 'all of it was parked');
+});
+
+t.test('chosen ways, each with its own number of runs, and what their size adds', async (t) => {
+  if (!skipUnless(t, ready, 'needs root, and CRIU built')) return;
+  const args = ['sizes', '--gib', '0.015625,0.03125', '--ways', 'hot=2,staged=1'];
+  const records = await bench(t, args, []);
+  const order = records.map(({ runs }) => runs.map(({ variant }) => variant).join(' '));
+  t.same(order, ['hot-move staged hot-move', 'hot-move staged hot-move']);
+  t.ok(records.every(({ runs }) => runs.every(({ verified }) => verified)));
+  const [, last] = records;
+  const { growth_ms_per_gib: value, growth_ms_per_gib_low: low, growth_ms_per_gib_high: high } = last?.facts ?? {};
+  t.ok(Number(low) <= Number(value) && Number(value) <= Number(high), `${low} ${value} ${high}`);
+  t.match(last?.verdicts, [{ what: 'growth of hot-move, ms per GiB', value, low, high }], 'with its interval');
 });
 
 t.test('programs with work in flight', async (t) => {

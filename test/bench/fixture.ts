@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT
-// A record as a bench leaves it, for the tests of what reads records.
-import { type BenchRecord, conclude, type Host, type Observations } from '../../harness/bench/record.ts';
+// A record as a bench leaves it, for the tests of what reads records; and a bench on the software driver, which must succeed.
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Test } from 'tap';
+import { type BenchRecord, conclude, type Host, type Observations, readDocument } from '../../harness/bench/record.ts';
+import { builtCriu, cudapool, isRoot, tempDir } from '../support/index.ts';
 
 export const host: Host = {
   kernel: '6.18.0',
@@ -62,3 +66,20 @@ export function observations(stock: readonly number[] = STOCK_MS, pool: readonly
 
 export const record = (...arguments_: Parameters<typeof observations>): BenchRecord =>
   conclude(observations(...arguments_));
+
+export const ready = isRoot && builtCriu('4.2.1').ready;
+
+/** Its records. */
+export async function bench(t: Test, args: readonly string[], runs: readonly string[] = ['--runs', '1']) {
+  const file = join(tempDir(t), 'record.json');
+  const scratch = mkdtempSync('/tmp/b'); // podman wants short names
+  t.teardown(() => rmSync(scratch, { recursive: true, force: true }));
+  const common = ['--driver', 'softcuda', '--costs', 'none', ...runs, '--json', file];
+  const ran = await cudapool(['bench', ...args, ...common], {
+    timeoutMs: 110_000,
+    env: { CUDAPOOL_SCRATCH: scratch, TMPDIR: scratch },
+  });
+  t.equal(ran.exitCode, 0, ran.stderr);
+  t.same(readdirSync(scratch), [], 'nothing is left behind');
+  return (await readDocument(file)).records;
+}

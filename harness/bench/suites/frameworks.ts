@@ -194,6 +194,6 @@ export const frameworksSuite: Suite = {
   summary: 'PyTorch in its ways, CuPy, JAX, Triton, CUDA C: identical across two checkpoints, and what is parked',
   runs: 1,
   warmup: 0,
-  seconds: 330,
+  seconds: 160,
   experiments: (options) => [experiment(options)],
 };

@@ -18,11 +18,11 @@ import { workerKillSuite } from './worker-kill.ts';
 
 export const allSuites: readonly Suite[] = [
   llamaSuite,
+  steadySuite,
   sizesSuite,
   reserveSuite,
   loadSuite,
   frameworksSuite,
-  steadySuite,
   criuSuite,
   restoreSuite,
   pytorchSuite,

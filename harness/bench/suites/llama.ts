@@ -3,7 +3,7 @@
 import { hasModule } from '../../adapters/python.ts';
 import type { Answer } from '../../container/ask.ts';
 import { CudapoolError } from '../../errors.ts';
-import { CYCLE_METRICS, type Kind, kindVariants, makeCycle, memoryStorage } from '../cycle.ts';
+import { CYCLE_METRICS, chooseKinds, type Kind, kindVariants, makeCycle, memoryStorage } from '../cycle.ts';
 import type { Experiment } from '../experiment.ts';
 import type { Suite, SuiteOptions } from '../suite.ts';
 
@@ -33,7 +33,7 @@ export async function needsTorch(bed: SuiteOptions['bed'], ...modules: readonly 
   return undefined;
 }
 
-function experiment({ bed }: SuiteOptions): Experiment {
+function experiment({ bed, ways }: SuiteOptions): Experiment {
   const storage = memoryStorage(STORAGE);
   const cycle = makeCycle({
     bed,
@@ -50,7 +50,7 @@ function experiment({ bed }: SuiteOptions): Experiment {
     suite: 'llama',
     title: "PyTorch's Llama with 6.55 GiB on the GPU: podman's checkpoint and restore, to its first tokens.",
     setup: { layers: LAYERS, storage: storage ?? 'disk' },
-    variants: kindVariants(KINDS),
+    variants: kindVariants(chooseKinds(KINDS, ways)),
     metrics: CYCLE_METRICS,
     targets: [
       against('restore_ms', 'hot-move restore, of stock', 0.2),
@@ -67,7 +67,8 @@ export const llamaSuite: Suite = {
   name: 'llama',
   summary: "PyTorch's Llama in podman: stock, hot-move, hot-copy and staged, with the checkpoints",
   runs: 4,
-  seconds: 330,
+  ways: true,
+  seconds: 200,
   unfit: (bed) => needsTorch(bed, 'transformers'),
   experiments: (options) => [experiment(options)],
 };

@@ -1,15 +1,24 @@
 // SPDX-License-Identifier: MIT
 // Restores of processes with more and more GPU memory, each way; and of one that has reserved more than it has filled.
-import { linearRegression } from 'simple-statistics';
-import { CYCLE_METRICS, type Kind, kindVariants, makeCycle, memoryStorage } from '../cycle.ts';
+import {
+  CYCLE_METRICS,
+  chooseKinds,
+  cycleSeconds,
+  type Kind,
+  kindVariants,
+  makeCycle,
+  memoryStorage,
+} from '../cycle.ts';
 import type { Experiment } from '../experiment.ts';
 import { checkAnswers } from '../processes.ts';
 import { type Observations, samples, type Target } from '../record.ts';
-import { summarize } from '../stats.ts';
+import { growth, type SamplesAt } from '../stats.ts';
 import type { Suite, SuiteOptions } from '../suite.ts';
 
 const KINDS: readonly Kind[] = ['stock', 'hot-move', 'hot-copy', 'staged'];
-const GPU_GIB = [1, 8, 32];
+const GPU_GIB = [1, 8, 16, 32];
+/** A restore of 32 GiB takes the stock way half a minute; a slope wants samples. */
+const RUNS_OF: Readonly<Record<string, number>> = { stock: 1, 'hot-move': 5 };
 /** What fits into a test machine's memory. */
 const SOFTWARE_GIB = [1 / 32, 1 / 8, 1 / 2];
 /** The size that the targets are about. */
@@ -24,7 +33,7 @@ const nameOf = (gib: number): string => (gib >= 1 ? `${gib}gib` : `${Math.round(
 /** One allocation for each GiB: as applications do, and so that the next park can copy one after another. */
 const piecesOf = (gib: number): number => Math.max(1, Math.round(gib));
 
-function experiment(options: SuiteOptions, gib: number, medians: Map<number, number>, last: boolean): Experiment {
+function experiment(options: SuiteOptions, gib: number, before: SamplesAt[], last: boolean): Experiment {
   const memoryMib = Math.round(gib * MIB);
   const pieces = piecesOf(gib);
   const storage = memoryStorage((2.2 * gib + 0.25) * 2 ** 30);
@@ -54,33 +63,43 @@ function experiment(options: SuiteOptions, gib: number, medians: Map<number, num
     case: nameOf(gib),
     title: `A process with ${gib} GiB of GPU memory: podman's checkpoint and restore, to its first right answer.`,
     setup: { memory_mib: memoryMib, pieces, storage: storage ?? 'disk' },
-    variants: kindVariants(KINDS),
+    variants: kindVariants(chooseKinds(KINDS, options.ways)),
     metrics: CYCLE_METRICS,
     targets,
     prepare: (variant) => cycle.prepare(variant as Kind),
     run: (variant) => cycle.run(variant as Kind),
-    facts: (seen) => growth(seen, gib, medians),
+    facts: (seen) => growthFacts(seen, gib, before),
     finish: () => cycle.leave(),
   };
 }
 
-/** A straight line through the medians of all sizes so far. */
-function growth(seen: Observations, gib: number, medians: Map<number, number>): Record<string, number> {
-  const moved = samples(seen, 'restore_ms', 'hot-move');
-  if (moved.length > 0) medians.set(gib, summarize(moved).median);
-  return medians.size < 2 ? {} : { growth_ms_per_gib: linearRegression([...medians].map(([x, y]) => [x, y])).m };
+/** How restores by hot-move grow over all sizes so far. */
+function growthFacts(seen: Observations, gib: number, before: SamplesAt[]): Record<string, number> {
+  before.push({ x: gib, samples: samples(seen, 'restore_ms', 'hot-move') });
+  const measured = before.filter((each) => each.samples.length > 0);
+  if (measured.length < 2) return {};
+  const { value, low, high } = growth(measured);
+  return { growth_ms_per_gib: value, growth_ms_per_gib_low: low, growth_ms_per_gib_high: high };
 }
 
 export const sizesSuite: Suite = {
   name: 'sizes',
-  summary: 'podman restores of 1, 8 and 32 GiB (--gib): stock, hot-move, hot-copy and staged; growth per GiB',
+  summary:
+    'podman restores of 1, 8, 16 and 32 GiB (--gib), stock, hot-move, hot-copy and staged (--ways); growth per GiB',
   runs: 3,
+  runsOf: RUNS_OF,
   warmup: 0,
-  seconds: 420,
+  ways: true,
+  seconds: ({ gib = GPU_GIB, ways, runs }) =>
+    gib.reduce(
+      (sum, each) =>
+        sum + cycleSeconds(each, chooseKinds(KINDS, ways), { ...(runs === undefined && RUNS_OF), ...ways }, runs ?? 3),
+      0,
+    ),
   experiments: (options) => {
     const list = gibOf(options);
-    const medians = new Map<number, number>();
-    return list.map((gib, i) => experiment(options, gib, medians, list.length > 1 && i === list.length - 1));
+    const measured: SamplesAt[] = [];
+    return list.map((gib, i) => experiment(options, gib, measured, list.length > 1 && i === list.length - 1));
   },
 };
 
@@ -99,17 +118,18 @@ export const demoSuite: Suite = {
       staged: 'With pool, from image',
     };
     const variants = Object.entries(labels).map(([name, label]) => ({ name, label }));
-    return [{ ...experiment(options, gib, new Map(), false), suite: 'demo', variants, targets: [] }];
+    return [{ ...experiment(options, gib, [], false), suite: 'demo', variants, targets: [] }];
   },
 };
 
+const RESERVE_KINDS: readonly Kind[] = ['hot-move'];
 const RESERVED = {
   gpu: { allocatedMib: 100 * MIB, filledMib: 40 * MIB },
   softcuda: { allocatedMib: 1000, filledMib: 400 },
 };
 
 /** An engine that reserves its cache: most of it is zero. Stock would take minutes. */
-function reserved({ bed }: SuiteOptions): Experiment {
+function reserved({ bed, ways }: SuiteOptions): Experiment {
   const { allocatedMib: memoryMib, filledMib } = RESERVED[bed.driver];
   const pieces = 40; // both are cut into as many
   const storage = memoryStorage((filledMib / MIB + 1) * 1.1 * 2 ** 30);
@@ -124,7 +144,7 @@ function reserved({ bed }: SuiteOptions): Experiment {
     case: `${memoryMib}mib`,
     title: `${memoryMib} MiB allocated, ${filledMib} MiB of it not zero: podman's checkpoint and hot restore.`,
     setup: { memory_mib: memoryMib, filled_mib: filledMib, pieces, storage: storage ?? 'disk' },
-    variants: kindVariants(['hot-move']),
+    variants: kindVariants(chooseKinds(RESERVE_KINDS, ways)),
     metrics: CYCLE_METRICS,
     targets: [
       { kind: 'at_most', what: 'hot restore, ms', metric: 'restore_ms', variant: 'hot-move', max: 1500 },
@@ -147,6 +167,7 @@ export const reserveSuite: Suite = {
   summary: '100 GiB allocated, 40 GiB of it not zero: hot restore, and the size of its image',
   runs: 3,
   warmup: 0,
+  ways: true,
   seconds: 90,
   experiments: (options) => [reserved(options)],
 };

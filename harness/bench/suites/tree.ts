@@ -84,6 +84,6 @@ export const treeSuite: Suite = {
   name: 'tree',
   summary: "four processes: the driver's restores one by one and at once",
   runs: 7,
-  seconds: 170,
+  seconds: 260,
   experiments: (options) => [experiment(options)],
 };
