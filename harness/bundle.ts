@@ -208,8 +208,8 @@ async function bundle(options: BundleOptions): Promise<void> {
     const cudart = await buildCudartProgram();
     if (cudart === undefined)
       warn('no nvcc: the frameworks suite goes without the CUDA C program', 'install a CUDA toolkit');
-    for (const path of [built.cudapoold, built.dropin, built.shim, ...callCostPrograms, ...(cudart ? [cudart] : [])])
-      keep(staging, path, 'bin/cudapool setup');
+    const programs = [built.cudapoold, built.engineBench, built.dropin, built.shim, ...callCostPrograms];
+    for (const path of [...programs, ...(cudart ? [cudart] : [])]) keep(staging, path, 'bin/cudapool setup');
     for (const room of ['softcuda', 'workloads']) keepRoom(staging, room);
     await keepCriu(staging, options.criuVersion);
     await keepTools(staging);

@@ -26,6 +26,7 @@ export const version = (JSON.parse(readFileSync(inRoot('package.json'), 'utf8'))
 /** What make leaves in the rooms (`cudapool setup`). */
 export const built = {
   cudapoold: inRoot('pool', 'cudapoold'),
+  engineBench: inRoot('pool', 'engine-bench'),
   dropin: inRoot('pool', 'dropin', 'cuda-checkpoint'),
   shim: inRoot('preload', 'libcudapool.so'),
   softcudaLib: inRoot('softcuda', 'lib'),
