@@ -7,7 +7,7 @@
  * of ours, because the driver's changes with every park. What can not be parked (another handle type, compressed,
  * imported, multicast, on the host) keeps the driver's handle, which is a pointer, and so never looks like ours.
  *
- * A mapping is always of a whole handle from its start on, as the driver wants it (part of one: 801, measured), and
+ * A mapping is always of a whole handle from its start on, as the driver wants it (part of one: 801, probes/memory.c), and
  * access and unmapping are of whole mappings. Ours may be several of the driver's, which must not show.
  */
 #define HANDLE_MARK	 (0x4350ull << 48)
@@ -357,7 +357,7 @@ static CUresult on_cuMemSetAccess(CUdeviceptr ptr, size_t size, const CUmemAcces
 WRAPPER(cuMemSetAccess, (CUdeviceptr ptr, size_t size, const CUmemAccessDesc *access, size_t count),
 	(ptr, size, access, count))
 
-/* An allocation is no mapping: the driver says that nobody was given access by name (measured). */
+/* An allocation is no mapping: the driver says that nobody was given access by name (probes/memory.c). */
 static CUresult on_cuMemGetAccess(unsigned long long *flags, const CUmemLocation *location, CUdeviceptr ptr)
 {
 	CUresult r = DRIVER(cuMemGetAccess)(flags, location, ptr);

@@ -242,7 +242,7 @@ static int unstage_all(void)
 	return error;
 }
 
-/* Measured: what is another process's memory is checkpointed, and then cannot be restored. */
+/* What is another process's memory is checkpointed, and then cannot be restored (probes/imported.c). */
 static bool imported_any(void)
 {
 	for (uint32_t i = 0; i < softcuda_physical_places; i++) {

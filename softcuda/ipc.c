@@ -2,7 +2,7 @@
 /* The old kind of sharing between processes, which the software driver declares and refuses. */
 #include "internal.h"
 
-/* Mapped and stream-ordered memory cannot be shared so with the real driver either: measured. */
+/* Mapped and stream-ordered memory cannot be shared so with the real driver either (probes/memory.c). */
 CUresult do_cuIpcGetMemHandle(CUipcMemHandle *handle, CUdeviceptr ptr)
 {
 	struct softcuda_range *range;

@@ -344,7 +344,7 @@ CUresult do_cuMemFreeAsync(CUdeviceptr ptr, CUstream handle)
 		block_given(op.block);
 	}
 	pthread_mutex_unlock(&lock);
-	if (plain) { /* memory of cuMemAlloc may be freed so, too: measured */
+	if (plain) { /* memory of cuMemAlloc may be freed so, too (probes/memory2.c) */
 		op.kind = OP_FREE_PLAIN;
 		op.plain = ptr;
 	}

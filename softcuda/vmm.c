@@ -457,7 +457,7 @@ CUresult do_cuMemGetAccess(unsigned long long *flags, const CUmemLocation *locat
 	range = softcuda_range_find(ptr);
 	piece = piece_at(ptr);
 	if (range && range->kind == SOFTCUDA_ALLOC) {
-		*flags = CU_MEM_ACCESS_FLAGS_PROT_NONE; /* of cuMemAlloc: nobody was given it by name (measured) */
+		*flags = CU_MEM_ACCESS_FLAGS_PROT_NONE; /* of cuMemAlloc: nobody was given it by name (probes/memory.c) */
 		result = CUDA_SUCCESS;
 	} else if (piece) {
 		*flags = piece->writable & 1u << location->id   ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE
@@ -481,7 +481,7 @@ CUresult do_cuMemExportToShareableHandle(void *shareable, CUmemGenericAllocation
 		return CUDA_ERROR_INVALID_VALUE;
 	pthread_rwlock_wrlock(&softcuda_map_lock);
 	physical = physical_find(handle);
-	/* What was imported cannot be exported again: measured. */
+	/* What was imported cannot be exported again: measured (docs/results/). */
 	if (physical && !physical->imported && physical->prop.requestedHandleTypes & type) {
 		fd = softcuda_backing_export(&physical->backing);
 		result = fd < 0 ? CUDA_ERROR_OPERATING_SYSTEM : CUDA_SUCCESS;
