@@ -1,16 +1,9 @@
 # SPDX-License-Identifier: MIT
 """CuPy: products of matrices (cuBLAS) and a kernel of its own, one after another on one state."""
 
-import os
-import sys
+from common import arguments, serve
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-import asked  # noqa: E402
-
-parser = asked.arguments(__doc__)
-parser.add_argument("--ballast", type=int, default=1024, help="MiB of GPU memory that no step changes (default 1024)")
-options = parser.parse_args()
+options = arguments(__doc__).parse_args()
 
 import cupy  # noqa: E402
 
@@ -54,4 +47,4 @@ class Products:
 
 
 if __name__ == "__main__":
-    asked.serve(options.dir, Products())
+    serve(options.dir, Products())

@@ -6,13 +6,10 @@ import sys
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
 os.environ.setdefault("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import asked  # noqa: E402
+from common import arguments, serve  # noqa: E402
 
-parser = asked.arguments(__doc__)
-parser.add_argument("--ballast", type=int, default=1024, help="MiB of GPU memory that no step changes (default 1024)")
-options = parser.parse_args()
+options = arguments(__doc__).parse_args()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -59,4 +56,4 @@ class Products:
 if __name__ == "__main__":
     if jax.default_backend() != "gpu":
         sys.exit("jax_program.py: JAX finds no GPU")
-    asked.serve(options.dir, Products())
+    serve(options.dir, Products())
