@@ -40,6 +40,7 @@ t.test('restores without and with the pool', async (t) => {
   t.equal(ran.stdout.match(/│ Without context pool {2}│/g)?.length, 2, "the guide's table, for each");
   t.match(ran.stdout, /^Improvement: \d\.\d{3}s faster \(\d+% improvement\)$/m);
   t.match(ran.stdout, /^simulated: /m);
+  t.match(ran.stderr, /^restore \(2mib\) 1\/4 Without context pool: [\d.]+ ms; about \d+ s left$/m);
   t.same(readdirSync(scratch), [], 'nothing is left behind');
 
   const { host, records } = await readDocument(file);
