@@ -13,7 +13,7 @@ const MiB = 1 << 20;
 t.jobs = 3;
 
 t.test('by itself, under the sanitizers', async (t) => {
-  const programs = ['store', 'store_trouble', 'store_recycle'];
+  const programs = ['store', 'store_trouble', 'store_recycle', 'store_host'];
   const out = inRoot('build', 'c', 'pool-store-sanitize');
   mkdirSync(out, { recursive: true });
   const vars = [`OUT=${out}`, 'WERROR=1', 'SANITIZE=address,undefined', ...programs.map((name) => join(out, name))];
