@@ -42,8 +42,9 @@ export interface ExecResult {
 }
 
 const MAX_OUTPUT = 16 << 20;
-/** Between asking a program to end and ending it. */
+/** Between asking a program to end and ending it. One that is asked by `cancel` has others to end first. */
 const GRACE_MS = 3000;
+const CANCEL_GRACE_MS = 20_000;
 
 const state: { dry: boolean; quiet: boolean; recorded: string[]; aborter: AbortController; running: Set<number> } = {
   dry: false,
@@ -184,7 +185,7 @@ export async function exec(file: string, args: readonly string[], options: ExecO
     ended = why;
     if (options.cancel === undefined) signalGroup(pid, 'SIGTERM');
     else options.cancel();
-    force = setTimeout(() => signalGroup(pid, 'SIGKILL'), GRACE_MS);
+    force = setTimeout(() => signalGroup(pid, 'SIGKILL'), options.cancel === undefined ? GRACE_MS : CANCEL_GRACE_MS);
   };
   const limit = setTimeout(() => end('timeout'), options.timeoutMs);
   const interrupt = (): void => end('interruption');
