@@ -403,7 +403,8 @@ static void take_over(const struct journal_record *record)
 	holding->held = held;
 	holding->unclear = record->pending != 0;
 	/* A restored process is due its memory only once it is unlocked. */
-	holding->dump_undone = (held & JOURNAL_HELD_PARKED) && (held & (JOURNAL_HELD_LOCKED | JOURNAL_HELD_CHECKPOINTED));
+	holding->dump_undone =
+		(held & JOURNAL_HELD_PARKED) && (held & (JOURNAL_HELD_LOCKED | JOURNAL_HELD_CHECKPOINTED));
 	memcpy(holding->token, record->token, sizeof(holding->token));
 	memcpy(holding->dir, record->dir, sizeof(holding->dir) - 1);
 	if (held & JOURNAL_HELD_PARKED)

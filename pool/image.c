@@ -188,8 +188,8 @@ static int check_header(const struct image_header *header, uint64_t file_size, c
 		return -EBADMSG;
 	}
 	if (header->file_size != file_size) {
-		SAY(text, "it is %llu bytes long and should be %llu: the image is %s, use another copy of it", (unsigned long long)file_size,
-		    (unsigned long long)header->file_size,
+		SAY(text, "it is %llu bytes long and should be %llu: the image is %s, use another copy of it",
+		    (unsigned long long)file_size, (unsigned long long)header->file_size,
 		    file_size < header->file_size ? "cut off" : "not as it was written");
 		return -EBADMSG;
 	}

@@ -364,7 +364,8 @@ void operation_process_died(struct operation *operation)
 	operation->save_error = -ESRCH;
 	operation_say(operation, "process %d ended before the image of its GPU memory was complete",
 		      operation->process->pid);
-	if (operation->op == CUDAPOOL_OP_SAVED && operation->holding->story.unsaved) /* which its CHECKPOINT has left to it */
+	/* Which its CHECKPOINT has left to it. */
+	if (operation->op == CUDAPOOL_OP_SAVED && operation->holding->story.unsaved)
 		operation_note(operation, CUDAPOOL_STAGE_DUMP, -ESRCH);
 	if (!operation->acting)
 		operation_finish(operation, -ESRCH);

@@ -262,9 +262,10 @@ int cudapool_shim_read(struct cudapool_shim *shim, struct cudapool_page *copy)
 		copy->devices[i].evictable = page->devices[i].evictable;
 	}
 	if (impossible || copy->tid < 0 || copy->park_state > CUDAPOOL_PARK_UNPARKING ||
-	    copy->parked_bytes > BYTES_MAX || copy->imported_bytes > BYTES_MAX || copy->held_calls > INT64_MAX || copy->pid <= 0 ||
-	    copy->warmth > CUDAPOOL_WARMTH_FAILED || copy->app_inited > 1 || copy->warm_us > INT64_MAX ||
-	    copy->handed_back > INT64_MAX || copy->created > INT64_MAX || copy->resolved > INT64_MAX)
+	    copy->parked_bytes > BYTES_MAX || copy->imported_bytes > BYTES_MAX || copy->held_calls > INT64_MAX ||
+	    copy->pid <= 0 || copy->warmth > CUDAPOOL_WARMTH_FAILED || copy->app_inited > 1 ||
+	    copy->warm_us > INT64_MAX || copy->handed_back > INT64_MAX || copy->created > INT64_MAX ||
+	    copy->resolved > INT64_MAX)
 		return fail(shim, -EBADMSG, "the control page of process %d says impossible things", shim->process.pid);
 	return 0;
 }

@@ -197,7 +197,8 @@ static void decide(struct room *room)
 	for (i = 0; i < room->need.devices; i++) {
 		device = device_find(room->need.uuid[i], false);
 		if (!device || device->error) {
-			end_room(room, device ? device->error : -EXDEV, device ? device->text : "this machine lacks a GPU");
+			end_room(room, device ? device->error : -EXDEV,
+				 device ? device->text : "this machine lacks a GPU");
 			return;
 		}
 	}

@@ -6,7 +6,7 @@
 #include "pieces.h"
 
 #define WANT_LIMIT_MS 5000 /* for the pool to evict: it takes milliseconds, or it is not there */
-#define NOTICE_MS     700  /* from a process's first context until a pool has seen it: it looks every 250 ms, and then tells */
+#define NOTICE_MS     700  /* from a first context until a pool has seen it: it looks every 250 ms, and then tells */
 #define NOTICE_STEP_US 5000
 
 #define UNKNOWN	      1	   /* an address that belongs to nobody */

@@ -13,9 +13,9 @@
 int cudapool_drain_all(uint64_t limit_us, CUresult *result);
 
 /*
- * All work of the current context and of another one (NULL: none), as cuMemFree does before it frees; in a thread of the
- * application, within the gate; with a primary one that of its green ones. A context that is gone has no work. No capture is broken by it. Keeps the current context.
- * Returns an error of earlier work.
+ * All work of the current context and of another one (NULL: none), with a primary one that of its green ones, as
+ * cuMemFree waits for it before it frees; in a thread of the application, within the gate. A context that is gone has no
+ * work. No capture is broken by it. Keeps the current context. Returns an error of earlier work.
  */
 CUresult cudapool_drain_context(CUcontext context);
 

@@ -424,7 +424,8 @@ bool cudapool_memory_unparkable(char *reason, size_t size)
 	uint32_t foreign_mb = m ? __atomic_load_n(&cudapool_state.page->foreign_mb, __ATOMIC_RELAXED) : 0;
 
 	if (foreign_mb)
-		snprintf(reason, size, "it has %u MiB of another process's memory imported, with which the driver cannot restore it",
+		snprintf(reason, size,
+			 "it has %u MiB of another process's memory imported, with which the driver cannot restore it",
 			 foreign_mb);
 	else if (m && m->piece_count > CUDAPOOL_CHANNEL_MOST)
 		snprintf(reason, size, "its GPU memory is in more than %d pieces: raise CUDAPOOL_PARK_MIN_KB",
