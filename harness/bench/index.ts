@@ -69,7 +69,7 @@ async function plan(chosen: readonly Suite[], flags: BenchFlags): Promise<void> 
   }
   const sum = [...fit].reduce((total, suite) => total + seconds(suite), 0);
   const budget = flags.budget === undefined ? '' : `, of ${flags.budget} s`;
-  recordDry(`in all about ${sum} s on a GPU${budget}`);
+  say(`in all about ${sum} s on a GPU${budget}`);
 }
 
 async function bench(asked: readonly string[], flags: BenchFlags): Promise<void> {

@@ -67,9 +67,13 @@ t.test('restores without and with the pool', async (t) => {
       record.verdicts.some(({ min }) => min !== undefined),
       `${suite}: two runs are not judged by it`,
     );
+    // A machine that has other things to do only adds to a run.
+    const fastest = (variant: string): number =>
+      Math.min(...runs.filter((run) => run.variant === variant).map(({ values }) => Number(values.restore_ms)));
+    const gained = fastest('stock') - fastest('pool');
     t.ok(
-      measured > 0.5 * predicted && measured < 2 * predicted,
-      `${suite}: gained ${measured.toFixed(0)} ms, predicted ${predicted} ms`,
+      gained > 0.5 * predicted && gained < 2 * predicted,
+      `${suite}: gained ${gained.toFixed(0)} ms, predicted ${predicted} ms`,
     );
   }
   t.equal(readFileSync(csv, 'utf8').trimEnd().split('\n').length, 1 + 6 + 4);
@@ -95,19 +99,18 @@ t.test('leaks: the GPU memory that the software driver counts is in the record, 
 });
 
 t.test('the plan: what runs, for how long, and what the budget leaves out', async (t) => {
-  const lines = async (...args: string[]) =>
-    (await cudapool(['bench', ...args, '--dry-run'])).stdout.trimEnd().split('\n');
-  const all = await lines('all');
-  t.equal(all.length, allSuites.length + 1);
-  t.match(all.at(-1), /^in all about \d+ s on a GPU$/);
-  const some = await lines('steady', 'tree', 'micro', '--seconds', '40', '--budget', '100');
-  t.match(some[0], /^steady: about 70 s: /);
-  t.match(some[1], /^tree: left out, it takes about \d{3} s: /);
-  t.match(
-    some.slice(2),
-    [/^micro: about 20 s: /, /^in all about 90 s on a GPU, of 100 s$/],
-    'a shorter one may still fit',
-  );
+  const plan = (...args: string[]) => cudapool(['bench', ...args, '--dry-run']);
+  const lines = async (...args: string[]) => (await plan(...args)).stdout.trimEnd().split('\n');
+  const all = await plan('all');
+  t.equal(all.stdout.trimEnd().split('\n').length, allSuites.length);
+  t.match(all.stderr, /^in all about \d+ s on a GPU$/m);
+  const some = await plan('steady', 'tree', 'micro', '--seconds', '40', '--budget', '100');
+  t.match(some.stdout.trimEnd().split('\n'), [
+    /^steady: about 70 s: /,
+    /^tree: left out, it takes about \d{3} s: /,
+    /^micro: about 20 s: /, // a shorter one may still fit
+  ]);
+  t.match(some.stderr, /^in all about 90 s on a GPU, of 100 s$/m);
   t.match((await lines('sizes', '--budget', '1'))[0], /^sizes: about \d+ s: /, 'the first one is begun in any case');
   const [stockOnly] = await lines('sizes', '--gib', '32', '--ways', 'stock=1');
   const [hotOnly] = await lines('sizes', '--gib', '32', '--ways', 'hot-move=5,staged=2');
