@@ -335,8 +335,14 @@ static bool is_part_written(void)
 	return fake.saves > saves_before;
 }
 
+/* While an image is being renamed, whoever reads the directory may see neither name. */
 static bool nothing_in_sync(void)
 {
+	struct park *park;
+
+	LIST_FOREACH(park, &parks, link)
+		if (park->naming_on)
+			return false;
 	return files_in("sync", ".img") + files_in("sync", ".part") == 0;
 }
 
