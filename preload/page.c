@@ -73,25 +73,11 @@ static struct cudapool_page *map_memfd(void)
 	return page;
 }
 
-void cudapool_page_make(void)
-{
-	struct cudapool_page *page = map_memfd();
-
-	if (!page) {
-		shim_log(CUDAPOOL_LOG_ERR, "no control page (%s): the pool cannot command this process",
-			 strerror(errno));
-		page = &cudapool_state.own_page;
-	}
-	page->version = CUDAPOOL_PAGE_VERSION;
-	page->size = sizeof(*page);
-	dl_iterate_phdr(visit_build_id, page->build);
-	page->pid = getpid();
-	page->channel_fd = -1;
-	__atomic_store_n(&page->magic, CUDAPOOL_PAGE_MAGIC, __ATOMIC_RELEASE);
-	__atomic_store_n(&cudapool_state.page, page, __ATOMIC_RELEASE);
-}
-
-/* When this process began, in clock ticks; 0 if /proc does not say. */
+/*
+ * When this process began, in clock ticks; 0 if /proc does not say. As long as the file is open it has the lowest free
+ * number, which the application may be about to take (close(0), then open): so only whoever made us start, and the
+ * thread when something woke it.
+ */
 static unsigned long long start_time(void)
 {
 	char stat[1024], *at;
@@ -109,6 +95,25 @@ static unsigned long long start_time(void)
 	for (field = 2; at && field < 22; field++)
 		at = strchr(at + 1, ' ');
 	return at ? strtoull(at, NULL, 10) : 0;
+}
+
+void cudapool_page_make(void)
+{
+	struct cudapool_page *page = map_memfd();
+
+	if (!page) {
+		shim_log(CUDAPOOL_LOG_ERR, "no control page (%s): the pool cannot command this process",
+			 strerror(errno));
+		page = &cudapool_state.own_page;
+	}
+	page->version = CUDAPOOL_PAGE_VERSION;
+	page->size = sizeof(*page);
+	dl_iterate_phdr(visit_build_id, page->build);
+	page->pid = getpid();
+	page->channel_fd = -1;
+	cudapool_state.start_time = start_time();
+	__atomic_store_n(&page->magic, CUDAPOOL_PAGE_MAGIC, __ATOMIC_RELEASE);
+	__atomic_store_n(&cudapool_state.page, page, __ATOMIC_RELEASE);
 }
 
 /*
@@ -180,12 +185,10 @@ void *cudapool_thread(void *unused)
 
 	prctl(PR_SET_NAME, "cudapool");
 	page->tid = syscall(SYS_gettid);
-	cudapool_state.start_time = start_time();
 	if (cudapool_state.warm_at_start)
 		cudapool_warm("start");
 	cudapool_gate_prepare(); /* takes the kernel some milliseconds */
-	for (;;) {
-		notice_restore();
+	for (;; notice_restore()) {
 		if (!cudapool_parked()) /* else others may be stopped, with locks in their hands */
 			cudapool_drop();
 		number = __atomic_load_n(&page->command_seq, __ATOMIC_ACQUIRE);

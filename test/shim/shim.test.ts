@@ -289,6 +289,11 @@ t.test('behaviour', async (t) => {
   await runTap(t, program('behave-direct'), ['between'], env);
 });
 
+t.test('our thread takes no descriptor that the application is about to take', async (t) => {
+  for (let run = 0; run < 30; run++)
+    await runTap(t, program('descriptors'), [], { ...softCuda(t).env, LD_PRELOAD: shim });
+});
+
 t.test('sanitizers', async (t) => {
   const options = { ASAN_OPTIONS: 'detect_leaks=0:verify_asan_link_order=0' };
   for (const file of ['behave-asan', 'behave-tsan']) {
