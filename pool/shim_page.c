@@ -85,18 +85,23 @@ static int map_page(struct cudapool_shim *shim, unsigned long start, unsigned lo
 
 /*
  * Where the kernel has its memfds. Any file can bear such a name, and opening one of a FUSE file system may take for
- * ever.
+ * ever. It stays the same for as long as the kernel runs.
  */
 static int memfd_device(dev_t *device)
 {
-	int fd = memfd_create(CUDAPOOL_PAGE_NAME, MFD_CLOEXEC), err;
-	struct stat st = {.st_dev = 0};
+	static _Atomic dev_t known; /* 0: not yet; several threads look at processes */
+	struct stat st = {.st_dev = known};
+	int fd, err = 0;
 
-	if (fd < 0)
-		return -errno;
-	err = fstat(fd, &st) ? -errno : 0;
+	if (!st.st_dev) {
+		fd = memfd_create(CUDAPOOL_PAGE_NAME, MFD_CLOEXEC);
+		if (fd < 0)
+			return -errno;
+		err = fstat(fd, &st) ? -errno : 0;
+		close(fd);
+		known = st.st_dev;
+	}
 	*device = st.st_dev;
-	close(fd);
 	return err;
 }
 
