@@ -55,7 +55,7 @@ static void end(struct job *job, int error)
 
 /* ---- handing over ------------------------------------------------------------------------------ */
 
-/* A share of the threads by size, so that the processes of a tree end together. */
+/* A share of the threads by size, so that the processes of a tree end together. The GPU copies without. */
 static unsigned share_of(const struct job *job)
 {
 	unsigned streams = job->streams ? job->streams : own_streams, share;
@@ -63,7 +63,7 @@ static unsigned share_of(const struct job *job)
 	struct job *other;
 
 	TAILQ_FOREACH(other, &jobs, link)
-		all += other->size;
+		all += other->kind == WORKER_COPY ? 0 : other->size;
 	share = all ? (unsigned)((double)streams * (double)job->size / (double)all + 0.5) : streams;
 	return share < 1 ? 1 : share > streams ? streams : share;
 }

@@ -33,7 +33,8 @@ static struct {
 	unsigned delay_ms;   /* before each answer */
 	unsigned full_every; /* the link refuses each so-manieth message */
 	/* What the test looks at. */
-	unsigned jobs, loads, copies, saves, replaced, cancelled, threads_most, memory_asked;
+	unsigned jobs, loads, copies, saves, replaced, cancelled, memory_asked;
+	unsigned threads_most; /* of what copies with threads */
 } fake = {.total = {1024 * MIB, 1024 * MIB}};
 
 struct fake_job {
@@ -219,7 +220,7 @@ static void fake_act(struct loop_timer *timer)
 	fake.saves += job->head.kind == WORKER_SAVE;
 	fake.loads += job->head.kind == WORKER_LOAD;
 	fake.copies += job->head.kind == WORKER_COPY;
-	if (job->head.threads > fake.threads_most)
+	if (job->head.kind != WORKER_COPY && job->head.threads > fake.threads_most)
 		fake.threads_most = job->head.threads;
 	if (fake.job_error) {
 		result.error = fake.job_error;

@@ -393,6 +393,31 @@ static void test_at_once(void)
 	fake.total[0] = fake.total[1] = 1024 * MIB;
 }
 
+static void test_copied_and_loaded(void)
+{
+	struct cudapool_found found;
+	struct store_dir *hot, *cold;
+	struct store_gift copied, loaded;
+	uint8_t token[2][16];
+
+	ok(dump("cold", 2, 20, CUDAPOOL_HOT_OFF, token[0]) && dump("hot", 2, 20, CUDAPOOL_HOT_COPY, token[1]),
+	   "of two processes, one is hot");
+	fake.copies = fake.threads_most = 0;
+	fake.delay_ms = 200;
+	hot = open_dir("hot", CUDAPOOL_IMAGES_RESTORE, CUDAPOOL_HOT_COPY, &found);
+	store_claim(&copied, store_find(hot, token[1]), CUDAPOOL_HOT_COPY, fresh(&claims[0]));
+	cold = open_dir("cold", CUDAPOOL_IMAGES_RESTORE, CUDAPOOL_HOT_AUTO, &found);
+	store_claim(&loaded, store_find(cold, token[0]), CUDAPOOL_HOT_AUTO, fresh(&claims[1]));
+	claims[2].done = true;
+	ok(until(all_claimed, 5000) && fake.copies && fake.threads_most == 8, "the one that is loaded has all threads");
+	fake.delay_ms = 0;
+	store_gave(&copied, true);
+	store_gave(&loaded, true);
+	store_dir_release(hot);
+	store_dir_release(cold);
+	evict_all();
+}
+
 /* The pool's own directory has images of many dumps, and nobody who removes it. */
 static void test_own(void)
 {
@@ -501,6 +526,7 @@ int main(void)
 	test_cold();
 	test_prefetch_and_claim();
 	test_at_once();
+	test_copied_and_loaded();
 	test_own();
 	test_make_room();
 	test_want();
