@@ -78,11 +78,28 @@ static int take_from_systemd(struct listener *listener, unsigned count, int fd)
 	return 0;
 }
 
+/* Open to those of the socket's group, whatever umask a service manager gave us: what is in it has modes of its own. */
+static int make_directory(const char *path)
+{
+	mode_t mask = umask(0022);
+	int err = mkdir(path, 0755) ? -errno : 0;
+
+	umask(mask);
+	return err;
+}
+
 /* One step of a path; the last one is made where it is missing. *st is of the step itself, also where it is a link. */
 static int check_step(struct listener *listener, const char *step, bool last, struct stat *st)
 {
-	if (lstat(step, st) && (errno != ENOENT || !last || mkdir(step, 0755) || lstat(step, st)))
-		return fail(listener, -errno, "cannot use %.150s: %s", step, strerror(errno));
+	int err = lstat(step, st) ? -errno : 0;
+
+	if (err == -ENOENT && last) {
+		err = make_directory(step);
+		if (!err && lstat(step, st))
+			err = -errno;
+	}
+	if (err)
+		return fail(listener, err, "cannot use %.150s: %s", step, strerror(-err));
 	if (!S_ISDIR(st->st_mode) && !S_ISLNK(st->st_mode))
 		return fail(listener, -ENOTDIR, "%.150s is no directory", step);
 	if (st->st_uid != 0 && st->st_uid != geteuid())
