@@ -59,6 +59,11 @@ static void tame(char *string, size_t size)
 			string[i] = ' ';
 }
 
+static int late(struct cudapool_client *c)
+{
+	return fail(c, -ETIMEDOUT, "the pool did not answer in time: see its log, or restart it");
+}
+
 /* 0 when the socket is ready for `events` or has an error to tell. */
 static int wait_for(struct cudapool_client *c, short events, int64_t deadline)
 {
@@ -72,7 +77,7 @@ static int wait_for(struct cudapool_client *c, short events, int64_t deadline)
 		if (n > 0)
 			return 0;
 		if (n == 0 && left <= 0)
-			return fail(c, -ETIMEDOUT, "the pool did not answer in time: see its log, or restart it");
+			return late(c);
 		if (n < 0 && errno != EINTR)
 			return fail(c, -errno, "waiting for the pool failed: %s", strerror(errno));
 	}
@@ -207,17 +212,30 @@ static int receive(struct cudapool_client *c, union answer *a, int64_t deadline)
 	}
 }
 
-/* The answer to `request`, of type `type`; results of earlier actions that nobody waits for any more are skipped. */
-static int receive_answer(struct cudapool_client *c, union answer *a, uint32_t request, uint16_t type, int64_t deadline)
+/*
+ * The answer to `request`, whatever it is. Results of earlier actions that nobody waits for any more are skipped, but
+ * not beyond the deadline, however many there are.
+ */
+static int receive_for(struct cudapool_client *c, union answer *a, uint32_t request, int64_t deadline)
 {
 	int ret;
 
-	do {
+	for (;;) {
 		ret = receive(c, a, deadline);
-		if (ret)
+		if (ret || a->h.request == request)
 			return ret;
-	} while (a->h.request != request);
+		if (cudapool_now_ms() >= deadline)
+			return late(c);
+	}
+}
 
+/* The answer to `request`, of type `type`. */
+static int receive_answer(struct cudapool_client *c, union answer *a, uint32_t request, uint16_t type, int64_t deadline)
+{
+	int ret = receive_for(c, a, request, deadline);
+
+	if (ret)
+		return ret;
 	if (a->h.type == CUDAPOOL_MSG_ERROR) {
 		memcpy(c->text, a->error.text, sizeof(c->text));
 		return a->error.error;
@@ -380,12 +398,9 @@ int cudapool_client_action(struct cudapool_client *c, enum cudapool_op op, int p
 	ret = cudapool_client_begin(c, op, pid, timeout_ms, &request);
 	if (ret)
 		return ret;
-	do {
-		ret = receive(c, &a, deadline);
-		if (ret)
-			return ret;
-	} while (a.h.request != request);
-	ret = take_result(c, &a, result);
+	ret = receive_for(c, &a, request, deadline);
+	if (!ret)
+		ret = take_result(c, &a, result);
 	if (ret)
 		return ret;
 	if (a.h.type == CUDAPOOL_MSG_RESULT && (result->op != (uint32_t)op || result->pid != pid))

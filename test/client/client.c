@@ -145,6 +145,7 @@ static void acting(void)
 		{"closes midway", s_closes_midway, -ECONNRESET, "closed"},
 		{"expels", s_expels, -ETIMEDOUT, "you took too long"},
 		{"is silent", s_silent_later, -ETIMEDOUT, "in time"},
+		{"says only what nobody waits for", s_older_only, -ETIMEDOUT, "in time"},
 		{"says welcome", s_welcomes_again, -EPROTO, "instead of a result"},
 	};
 	struct cudapool_hello hello = {.role = CUDAPOOL_ROLE_TOOL};

@@ -254,6 +254,17 @@ static void s_result_of_the_future(int fd)
 	r.h.request = 1000;
 	give(fd, &r, sizeof(r));
 }
+static void s_older_only(int fd) /* answers the greeting's number, again and again */
+{
+	struct cudapool_result r;
+
+	greet(fd);
+	take(fd);
+	r = result();
+	r.h.request--;
+	for (;;)
+		give(fd, &r, sizeof(r));
+}
 static void s_older_first(int fd) /* answers the greeting's number again before the action's */
 {
 	struct cudapool_result r;
