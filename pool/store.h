@@ -124,8 +124,8 @@ void store_missing(const struct store_dir *dir, const uint8_t token[CUDAPOOL_TOK
 /*
  * Sees to it that there is memory for it, and for what the driver itself restores (image_header.left, and a margin for
  * the context): what is hot but unused is evicted first. done(): it is hot, or being loaded into memory that
- * is allocated; or -ENOMEM, -EXDEV (a device that this machine lacks), -EBADMSG with the reason: then the gift has
- * ended.
+ * is allocated; or -ENOMEM, -EXDEV (a device that this machine lacks), -EBADMSG, -EBUSY (its image is not complete)
+ * with the reason: then the gift has ended.
  * `hot`: of this restore. gift->begin and gift->path are valid from the claim or return on.
  */
 struct store_gift { /* embedded; one restore of one park */

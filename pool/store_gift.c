@@ -248,7 +248,8 @@ void store_claim(struct store_gift *gift, struct park *park, enum cudapool_hot h
 		park->hot = NULL;
 	}
 	if (park->life != PARK_SAVED) {
-		refuse(claim, -ENODATA, park->text[0] ? park->text : "its image is not complete");
+		/* -ENODATA would read as 'nothing is parked'. */
+		refuse(claim, -EBUSY, park->text[0] ? park->text : "the image of its GPU memory is not complete");
 		return;
 	}
 	if (!park->hot || !park->hot->ready || claim->hot == CUDAPOOL_HOT_OFF || park->hot->exposed) {

@@ -49,6 +49,9 @@ static void test_returned(void)
 	struct store_gift gift;
 	uint8_t token[16];
 
+	store_claim(&gift, parked, CUDAPOOL_HOT_AUTO, fresh(&waited));
+	ok(waited.error == -EBUSY && strstr(waited.text, "not complete") && !gift.own,
+	   "nobody else gets memory that is not saved yet");
 	store_wait_saved(parked, fresh(&waited));
 	store_return(&gift, parked);
 	ok(waited.done && waited.error == -ECANCELED, "memory that goes back is not saved any more");
