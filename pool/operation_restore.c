@@ -183,6 +183,17 @@ static void looked(struct operation *operation, int error)
 }
 
 /*
+ * Unless an earlier keeper has written down where its memory is, what is not in the directory that its CRIU named is
+ * not for it.
+ */
+static bool is_confined(const struct operation *operation)
+{
+	const struct holding *holding = operation->holding;
+
+	return operation->dir && !(holding && (holding->held & JOURNAL_HELD_PARKED));
+}
+
+/*
  * Sees to it that the holding on this process has a gift: of what was parked from it, or of the park that it was
  * restored from. after(): 0; -ENODATA: nothing of it is parked; or why there is no memory for it.
  */
@@ -203,10 +214,14 @@ static void claim(struct operation *operation, void (*after)(struct operation *o
 		return;
 	}
 	park = operation->dir ? store_find(operation->dir, token) : NULL;
-	if (!park)
+	if (!park && !is_confined(operation))
 		park = store_find(NULL, token);
 	if (park) {
 		claim_park(operation, park, token);
+		return;
+	}
+	if (is_confined(operation)) {
+		missing(operation, token);
 		return;
 	}
 	operation->own_dir = store_look(holding && (holding->held & JOURNAL_HELD_PARKED) ? holding->dir : "", token,

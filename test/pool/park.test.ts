@@ -192,6 +192,15 @@ t.test('a pool that does not know of a park leaves its token alone', async (t) =
     { error: ERRNO.EBUSY, path: PATH.parked, line: /parked already/ },
     'it cannot be parked once more',
   );
+  const elsewhere = tempDir(t);
+  const stranger = startClient(t, programs, next.socket, 'criu');
+  await stranger.say('connect plugin');
+  t.equal((await stranger.say(`images restore ${elsewhere}`)).error, 0, 'a CRIU with another directory');
+  t.match(
+    await stranger.say(`do unpark ${app.pid}`),
+    { error: -2, line: new RegExp(`is not in ${elsewhere}`) },
+    'does not get what is not in it',
+  );
   t.match(await other.say(`do unpark ${app.pid}`), { error: 0, path: PATH.loaded }, 'and its memory is found');
   await app.runs('the application runs on, with its memory');
 });
