@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
@@ -95,9 +96,18 @@ static int open_own(const char *path, int flags)
 	return fd;
 }
 
+/* Of this boot, so that the processes may live. One that is torn within its header never had any. */
+static bool has_foreign_records(const struct journal_header *found, const struct journal_header *own)
+{
+	struct stat st;
+
+	return !memcmp(found->boot, own->boot, sizeof(found->boot)) && !fstat(journal_fd, &st) &&
+	       st.st_size > (off_t)sizeof(*found);
+}
+
 int journal_open(const char *path, void (*replay)(const struct journal_record *record))
 {
-	struct journal_header header, found;
+	struct journal_header header, found = {};
 	struct journal_record record;
 	int err;
 
@@ -111,6 +121,10 @@ int journal_open(const char *path, void (*replay)(const struct journal_record *r
 		return journal_fd;
 
 	if (pread(journal_fd, &found, sizeof(found), 0) != sizeof(found) || memcmp(&found, &header, sizeof(found))) {
+		if (has_foreign_records(&found, &header))
+			cudapool_log(CUDAPOOL_LOG_ERR,
+				     "%s is of another version of the pool: what that one held is not given back (see "
+				     "cuda-checkpoint --get-state --pid PID)", path);
 		if (ftruncate(journal_fd, 0))
 			return -errno;
 		end = sizeof(header);

@@ -13,8 +13,9 @@
  *
  * Each record has a checksum. The first that is torn or wrong ends the file: it can only be the
  * last one that was begun. A header of another boot, or another format, makes all of it void: no process
- * of another boot exists. There is no fsync: the page cache survives the keeper, and after a crash of the
- * kernel there is nothing to give back.
+ * of another boot exists. Records of another format in the same boot are not lost silently: the log says so.
+ * There is no fsync: the page cache survives the keeper, and after a crash of the kernel there is nothing
+ * to give back.
  *
  * When the file has grown, it is written anew with the living records only, beside the old one, and renamed.
  */

@@ -5,14 +5,17 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "journal.h"
+#include "log.h"
 #include "tap.h"
 
 static struct journal_record seen[8192];
-static int count;
+static int count, log_file;
+static off_t log_size;
 
 static void replay(const struct journal_record *record)
 {
@@ -23,6 +26,16 @@ static int reopen(const char *path)
 {
 	count = 0;
 	return journal_open(path, replay);
+}
+
+/* True if something was, since the last call. */
+static bool logged(void)
+{
+	off_t size = lseek(log_file, 0, SEEK_END);
+	bool grew = size > log_size;
+
+	log_size = size;
+	return grew;
 }
 
 static struct journal_record record_of(int pid)
@@ -78,6 +91,8 @@ int main(int argc, char **argv)
 
 	if (argc != 2)
 		return 2;
+	log_file = memfd_create("log", MFD_CLOEXEC);
+	cudapool_log_to(log_file, CUDAPOOL_LOG_ERR);
 	snprintf(path, sizeof(path), "%s/journal", argv[1]);
 	snprintf(other, sizeof(other), "%s/other", argv[1]);
 
@@ -101,9 +116,14 @@ int main(int argc, char **argv)
 
 	put(6);
 	spoil(path, offsetof(struct journal_header, boot));
-	ok(reopen(path) == 0 && count == 0, "a journal of another boot is void");
+	ok(reopen(path) == 0 && count == 0 && !logged(), "a journal of another boot is void");
 	ok(size_of(path) == sizeof(struct journal_header), "and begun anew");
-	ok(truncate(path, 3) == 0 && reopen(path) == 0 && count == 0, "a torn header is no header");
+	spoil(path, offsetof(struct journal_header, record_size));
+	ok(reopen(path) == 0 && count == 0 && !logged(), "an empty one of another format is nothing to speak of");
+	put(6);
+	spoil(path, offsetof(struct journal_header, record_size));
+	ok(reopen(path) == 0 && count == 0 && logged(), "one with records is void as well, and the log says so");
+	ok(truncate(path, 3) == 0 && reopen(path) == 0 && count == 0 && !logged(), "a torn header is no header");
 	put(7);
 	ok(reopen(path) == 0 && count == 1, "and the journal works on");
 
