@@ -41,22 +41,57 @@ static void fill_record(const struct holding *holding, struct journal_record *re
 	}
 }
 
+struct recovered {
+	struct journal_record record;
+	LIST_ENTRY(recovered) link;
+};
+LIST_HEAD(recovered_list, recovered);
+
+/* What an earlier keeper held, and this one could not take over: it is left in the journal for the next one. */
+static struct recovered_list left = LIST_HEAD_INITIALIZER(left);
+
+static struct recovered *find_recovered(struct recovered_list *list, int pid, uint64_t start)
+{
+	struct recovered *entry;
+
+	LIST_FOREACH(entry, list, link)
+	if (entry->record.pid == pid && entry->record.start == start)
+		return entry;
+	return NULL;
+}
+
+static void free_recovered(struct recovered *entry)
+{
+	LIST_REMOVE(entry, link);
+	free(entry);
+}
+
+struct cursor {
+	struct recovered *left; /* first, so that a living record of the same process replaces it */
+	struct holding *holding;
+};
+
 /* For journal_rewrite(): one living record after the other. */
 static struct journal_record *next_record(void *cursor)
 {
 	static struct journal_record record;
-	struct holding **at = cursor, *holding = *at;
+	struct cursor *at = cursor;
 
-	if (!holding)
+	if (at->left) {
+		record = at->left->record;
+		at->left = LIST_NEXT(at->left, link);
+	} else if (at->holding) {
+		fill_record(at->holding, &record);
+		at->holding = LIST_NEXT(at->holding, all);
+	} else {
 		return NULL;
-	*at = LIST_NEXT(holding, all);
-	fill_record(holding, &record);
+	}
 	return &record;
 }
 
 static void compact(void)
 {
-	struct holding *cursor = LIST_FIRST(&holdings);
+	struct cursor cursor = {.left = LIST_FIRST(&left), .holding = LIST_FIRST(&holdings)};
 	int err = journal_rewrite(next_record, &cursor);
 
 	if (err)
@@ -162,6 +197,7 @@ static void process_died(struct loop_watch *watch, uint32_t events)
 /* NULL: errno says why. Takes a reference of the owner. */
 static struct holding *make(struct owner *owner, const struct process *process)
 {
+	struct recovered *superseded;
 	struct holding *holding;
 
 	if (count >= HOLDINGS_MAX) {
@@ -181,6 +217,9 @@ static struct holding *make(struct owner *owner, const struct process *process)
 		free(holding);
 		return NULL;
 	}
+	superseded = find_recovered(&left, process->pid, process->start);
+	if (superseded)
+		free_recovered(superseded);
 	LIST_INSERT_HEAD(&holdings, holding, all);
 	count++;
 	holding->owner = owner;
@@ -348,24 +387,15 @@ void holding_unparked(struct holding *holding, bool failed_dump)
 
 /* ---- after a keeper that was killed --------------------------------------------------------------- */
 
-struct recovered {
-	struct journal_record record;
-	LIST_ENTRY(recovered) link;
-};
-
-static LIST_HEAD(, recovered) recovered = LIST_HEAD_INITIALIZER(recovered);
+static struct recovered_list recovered = LIST_HEAD_INITIALIZER(recovered);
 
 /* The last record of a process is the one that holds. */
 static void replay(const struct journal_record *record)
 {
-	struct recovered *entry;
+	struct recovered *entry = find_recovered(&recovered, record->pid, record->start);
 
-	LIST_FOREACH(entry, &recovered, link)
-	if (entry->record.pid == record->pid && entry->record.start == record->start)
-		break;
 	if (entry && !record->held && !record->pending) {
-		LIST_REMOVE(entry, link);
-		free(entry);
+		free_recovered(entry);
 		return;
 	}
 	if (!entry && (record->held || record->pending)) {
@@ -378,28 +408,30 @@ static void replay(const struct journal_record *record)
 		entry->record = *record;
 }
 
-static void take_over(const struct journal_record *record)
+/* 0, also where it has ended; or a negative errno: it lives, and a keeper that lacks nothing could take it over. */
+static int take_over(const struct journal_record *record)
 {
 	struct owner *owner = NULL;
 	struct process process;
 	struct holding *holding;
 	uint32_t held;
+	int err;
 
 	/* What was under way may have happened or not; giving back looks at the state first. */
 	held = (record->held & (JOURNAL_HELD_LOCKED | JOURNAL_HELD_CHECKPOINTED | JOURNAL_HELD_PARKED)) |
 	       takes((enum cudapool_op)record->pending, record->before);
-	if (!held || process_reopen(&process, record->pid, record->start))
-		return;
+	err = held ? process_reopen(&process, record->pid, record->start) : -ESRCH;
+	if (err)
+		return err == -ESRCH ? 0 : err;
 	if (record->owner_pid)
 		owner = owner_recovered(record->owner_pid, record->owner_start);
 	holding = owner || !record->owner_pid ? make(owner, &process) : NULL;
+	err = holding ? 0 : -errno;
 	process_close(&process);
-	if (!holding)
-		status_error("process %d is held, and could not be taken over", record->pid);
 	if (owner)
 		owner_put(owner); /* the holding has a reference of its own */
-	if (!holding)
-		return;
+	if (err)
+		return err;
 	holding->held = held;
 	holding->unclear = record->pending != 0;
 	/* A restored process is due its memory only once it is unlocked. */
@@ -413,18 +445,31 @@ static void take_over(const struct journal_record *record)
 		     !holding->owner	     ? "nobody"
 		     : holding->owner->dead ? "an owner that is dead"
 					     : "an owner that lives");
+	return 0;
+}
+
+static void leave(struct recovered *entry, int error)
+{
+	LIST_INSERT_HEAD(&left, entry, link);
+	if (entry->record.held & JOURNAL_HELD_PARKED)
+		store_leave(entry->record.token);
+	status_error("process %d is held since an earlier keeper, and cannot be taken over (%s): %srestart the pool",
+		     entry->record.pid, strerror(-error),
+		     error == -EMFILE ? "raise LimitNOFILE (ulimit -n) of cudapoold, and " : "");
 }
 
 int holding_recover(const char *path)
 {
 	struct recovered *entry;
-	int err = journal_open(path, replay);
+	int err = journal_open(path, replay), failed;
 
 	while ((entry = LIST_FIRST(&recovered))) {
 		LIST_REMOVE(entry, link);
-		if (!err)
-			take_over(&entry->record);
-		free(entry);
+		failed = err ? 0 : take_over(&entry->record);
+		if (failed)
+			leave(entry, failed);
+		else
+			free(entry);
 	}
 	if (!err)
 		compact();

@@ -120,7 +120,8 @@ void holding_write(struct holding *holding);
 
 /*
  * Reads the journal at `path` and takes over what earlier keepers held: each living process that is in it becomes a
- * holding of its owner, dead or alive. 0 or a negative errno.
+ * holding of its owner, dead or alive. One that cannot be opened is reported, and left to the next keeper. 0 or a
+ * negative errno.
  */
 int holding_recover(const char *path);
 

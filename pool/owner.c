@@ -2,6 +2,7 @@
 /* Owners: the CRIU processes for which the pool acts, and that it sees die. */
 #include "owner.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -97,11 +98,16 @@ struct owner *owner_recovered(int pid, uint64_t start)
 {
 	struct process process;
 	struct owner *owner;
+	int err = process_reopen(&process, pid, start);
 
-	if (!process_reopen(&process, pid, start)) {
+	if (!err) {
 		owner = owner_get(&process);
 		process_close(&process);
 		return owner;
+	}
+	if (err != -ESRCH) { /* not known to be dead */
+		errno = -err;
+		return NULL;
 	}
 	process = (struct process){.pid = pid, .start = start, .fd = -1};
 	owner = find(&process);

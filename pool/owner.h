@@ -38,7 +38,10 @@ void owner_init(const struct owner_config *config);
 
 /* The living process's owner, known or new, with a reference for the caller. NULL: out of memory or descriptors. */
 struct owner *owner_get(const struct process *process);
-/* The owner of what the journal says, the same way; dead if that process is gone, and then in its grace. */
+/*
+ * The owner of what the journal says, the same way; dead if that process is gone, and then in its grace. NULL: errno
+ * says why.
+ */
 struct owner *owner_recovered(int pid, uint64_t start);
 void owner_hold(struct owner *owner);
 void owner_put(struct owner *owner);

@@ -104,6 +104,8 @@ void store_orphaned(struct park *park);
  * is none, or it cannot be used, which was said.
  */
 struct park *store_adopt(const uint8_t token[CUDAPOOL_TOKEN_LEN], const struct process *process, const char *path);
+/* Not this keeper can adopt it: it stays with systemd for the next one. */
+void store_leave(const uint8_t token[CUDAPOOL_TOKEN_LEN]);
 /*
  * From store_begin() on, `park` stays valid until one of store_abandon(), store_dropped(), store_orphaned(), and
  * store_gave() of its returned gift, taken. One that store_find() gave is valid until the loop turns, or with a gift

@@ -205,3 +205,11 @@ struct park *store_adopt(const uint8_t token[CUDAPOOL_TOKEN_LEN], const struct p
 		store_dir_release(dir);
 	return park;
 }
+
+void store_leave(const uint8_t token[CUDAPOOL_TOKEN_LEN])
+{
+	struct deposit deposit = {};
+
+	if (!deposit_find(&deposit, token))
+		deposit_leave(&deposit);
+}

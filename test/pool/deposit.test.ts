@@ -36,7 +36,7 @@ interface Scene {
 }
 
 /** A fake systemd with a pool, whose worker copies slowly, an application with pieces, and a CRIU with a directory. */
-async function scene(t: Test, most = 16, mode = 'honest', gbps = 0.005): Promise<Scene> {
+async function scene(t: Test, most = 16, mode = 'honest', gbps = 0.005, more = {}): Promise<Scene> {
   const soft = softCuda(t);
   const dir = tempDir(t);
   const images = tempDir(t);
@@ -53,6 +53,7 @@ async function scene(t: Test, most = 16, mode = 'honest', gbps = 0.005): Promise
     CUDAPOOL_CONFIG: config,
     CUDAPOOL_IMAGE_DIR: tempDir(t),
     SOFTCUDA_COSTS: costs,
+    ...more,
   };
   const child = spawn(
     join(programs, 'systemd'),
@@ -147,6 +148,36 @@ t.test('killed again and again', async (t) => {
   const s = await scene(t);
   await s.criu.say(`do lock ${s.app.pid}`);
   for (let i = 0; i < 3; i++) await s.kill();
+  await s.criu.kill();
+  await s.app.runs('the application runs on, with its memory', 30_000);
+  await nothingHeld(s);
+  t.ok(await nothingKept(s), 'systemd keeps nothing');
+});
+
+t.test('the next keeper lacks descriptors, the one after it does not', async (t) => {
+  const file = join(tempDir(t), 'nopidfd');
+  const env = {
+    LD_PRELOAD: join(programs, 'nopidfd.so'),
+    NOPIDFD: file,
+    ASAN_OPTIONS: `${process.env.ASAN_OPTIONS ?? ''}:verify_asan_link_order=0`,
+  };
+  const s = await scene(t, 16, 'honest', 0.005, env);
+  await s.criu.say(`do lock ${s.app.pid}`);
+  writeFileSync(file, String(s.app.pid));
+  await s.kill();
+  t.match(
+    await s.status(),
+    { held_count: 0, errors: [{ text: /cannot be taken over .*raise LimitNOFILE.*restart the pool/ }] },
+    'it says what it cannot take over',
+  );
+  t.equal(s.kept().length, 1, 'and leaves it with systemd');
+  writeFileSync(file, '0');
+  await s.kill();
+  t.match(
+    await s.status(),
+    { held: [{ pid: s.app.pid, owner_pid: s.criu.pid, parked: true }], errors: [] },
+    'from which the last one has it',
+  );
   await s.criu.kill();
   await s.app.runs('the application runs on, with its memory', 30_000);
   await nothingHeld(s);
