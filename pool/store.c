@@ -512,7 +512,7 @@ int store_init(const struct cudapool_options *options)
 	if (err)
 		return err;
 	reap.fire = reap_parks;
-	jobs_init(options->streams, options->chunk_mb, options->progress_s);
+	jobs_init(options->streams, options->chunk_mb, options->progress_s, rooms_kick);
 	rooms_init(options->hot_percent);
 	dirs_init(options);
 	return watch_init();

@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "descriptors.h"
 #include "log.h"
 #include "worker_link.h"
 
@@ -26,13 +27,26 @@ static TAILQ_HEAD(job_list, job) jobs = TAILQ_HEAD_INITIALIZER(jobs);
 static TAILQ_HEAD(, job_memory) queries = TAILQ_HEAD_INITIALIZER(queries);
 static LIST_HEAD(, ghost) ghosts = LIST_HEAD_INITIALIZER(ghosts);
 static unsigned own_streams, own_chunk_mb, progress_ms, running;
+static unsigned closing; /* descriptors of what jobs have made and nobody wants */
+static void (*freed)(void);
 static uint32_t last_id;
 static struct loop_timer pump;
 
+static void made_closed(void *own, unsigned count)
+{
+	closing -= count;
+	loop_timer_set(&pump, 0);
+	freed();
+}
+
 static void close_made(struct job *job)
 {
-	while (job->got)
-		close(job->made[--job->got]);
+	unsigned count = job->got;
+
+	job->got = 0;
+	closing += count;
+	if (count)
+		descriptors_close(job->made, count, made_closed, NULL);
 }
 
 static void leave(struct job *job)
@@ -151,7 +165,8 @@ static int advance(struct job *job)
 {
 	int err = 0;
 
-	if (job->state == JOB_QUEUED && running < JOBS_AT_ONCE)
+	/* What is being closed still takes the place of what is to be made. */
+	if (job->state == JOB_QUEUED && running < JOBS_AT_ONCE && !(job->made && closing))
 		err = hand_over(job);
 	if (!err && job->state == JOB_SENDING)
 		err = send_pieces(job);
@@ -365,8 +380,9 @@ void jobs_worker_lost(const char *what)
 
 /* ---- asking ------------------------------------------------------------------------------------- */
 
-void jobs_init(unsigned streams, unsigned chunk_mb, unsigned progress_s)
+void jobs_init(unsigned streams, unsigned chunk_mb, unsigned progress_s, void (*memory_freed)(void))
 {
+	freed = memory_freed;
 	own_streams = streams ? streams : WORKER_STREAMS;
 	own_chunk_mb = chunk_mb ? chunk_mb : WORKER_CHUNK_MB;
 	progress_ms = progress_s * 1000;
@@ -414,7 +430,7 @@ void job_cancel(struct job *job)
 
 bool jobs_busy(void)
 {
-	return running || !LIST_EMPTY(&ghosts);
+	return running || closing || !LIST_EMPTY(&ghosts);
 }
 
 static void memory_late(struct loop_timer *timer)

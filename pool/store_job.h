@@ -47,14 +47,20 @@ struct job {
 	TAILQ_ENTRY(job) link;
 };
 
-/* streams, chunk_mb: the pool's own; 0: what measures best. progress_s: CUDAPOOL_PROGRESS_S. */
-void jobs_init(unsigned streams, unsigned chunk_mb, unsigned progress_s);
+/*
+ * streams, chunk_mb: the pool's own; 0: what measures best. progress_s: CUDAPOOL_PROGRESS_S. memory_freed: called from
+ * the loop when what a job had made is closed, which is done beside it; jobs that make something wait for that.
+ */
+void jobs_init(unsigned streams, unsigned chunk_mb, unsigned progress_s, void (*memory_freed)(void));
 /* job_start() will follow, as soon as there is memory for it: until then it has its share of the threads. */
 void job_expect(struct job *job);
 void job_start(struct job *job);
 /* Done() will not be called, and what was made is closed. Idle jobs may be cancelled. */
 void job_cancel(struct job *job);
-/* True while the worker has jobs, cancelled ones included: memory that they hold is not all accounted for. */
+/*
+ * True while the worker has jobs, cancelled ones included, and while what they made is being closed: memory that they
+ * hold is not all accounted for.
+ */
 bool jobs_busy(void);
 
 /* How much memory a device has. Embedded; done() is called from the loop, once. */

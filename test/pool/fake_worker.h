@@ -29,12 +29,14 @@ static struct {
 	uint64_t foreign[FAKE_DEVICES]; /* used by programs that the pool does not know */
 	int job_error;	     /* of the next job */
 	unsigned die_in;     /* the worker dies in so many of the next jobs */
+	unsigned die_made;   /* dies in so many of the next loads, when it has made the pieces */
 	unsigned hang_in;    /* does not come back from so many */
 	unsigned delay_ms;   /* before each answer */
 	unsigned full_every; /* the link refuses each so-manieth message */
 	/* What the test looks at. */
 	unsigned jobs, loads, copies, saves, replaced, cancelled, memory_asked;
 	unsigned threads_most; /* of what copies with threads */
+	uint64_t used_before;  /* GPU memory, when the last load began */
 } fake = {.total = {1024 * MIB, 1024 * MIB}};
 
 struct fake_job {
@@ -236,6 +238,11 @@ static void fake_act(struct loop_timer *timer)
 			result.error = fake_make(job, &image);
 			image_free(&image);
 		}
+		if (fake.die_made) {
+			fake.die_made--;
+			loop_timer_set(&fake_death, 0);
+			return;
+		}
 	}
 	for (p = 0; p < job->head.pieces; p++)
 		result.bytes += job->piece[p].bytes;
@@ -272,6 +279,8 @@ static void fake_begin(const struct worker_message *message, const int *fds, uns
 	if (pread(fds[0], job->piece, job->head.pieces * sizeof(*job->piece), sizeof(job->head)) !=
 	    (ssize_t)(job->head.pieces * sizeof(*job->piece)))
 		abort();
+	if (job->head.kind == WORKER_LOAD)
+		fake.used_before = fake_used(0) + fake_used(1);
 	job->due.fire = fake_act;
 	job->next = fake_jobs;
 	fake_jobs = job;

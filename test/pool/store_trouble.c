@@ -18,6 +18,10 @@ static void test_worker(void)
 	evict_all();
 	ok(restore("worker", token, CUDAPOOL_HOT_AUTO, 200, 1, true) == CUDAPOOL_PATH_LOADED, "in both directions");
 	fake.full_every = 0;
+	fake.die_made = 1;
+	ok(restore("worker", token, CUDAPOOL_HOT_OFF, 200, 1, true) == CUDAPOOL_PATH_LOADED && !fake.die_made &&
+		   !fake.used_before,
+	   "what a worker that dies had loaded is closed before the next one loads it");
 	fake.hang_in = 1;
 	ok(dump("worker", 4, 1, CUDAPOOL_HOT_AUTO, token) && fake.replaced == 1,
 	   "a worker that makes no progress is replaced, and the job done by the next");
