@@ -125,7 +125,7 @@ async function runSuites(bed: Bed, options: SessionOptions): Promise<SessionResu
       left.push(`${suite.name} (about ${seconds(suite)} s)`);
       continue;
     }
-    say(`suite ${suite.name}: about ${seconds(suite)} s on a GPU`);
+    say(`suite ${suite.name}${host.simulated ? '' : `: about ${seconds(suite)} s`}`);
     for (const plain of suite.experiments({ ...options, bed })) {
       const without = await suite.leaveOut?.({ bed }, plain.case);
       if (without !== undefined) {
