@@ -58,7 +58,7 @@ static int pack(int table, const int *fds, unsigned count)
 	charge_to(NOBODY_ELSE);
 	err = put_in(ends[1], &table, 1);
 	for (at = 0; !err && at < count; at += n) {
-		n = count - at < RIGHTS_MOST ? count - at : RIGHTS_MOST;
+		n = count - at < CUDAPOOL_ATTACHED_MOST ? count - at : CUDAPOOL_ATTACHED_MOST;
 		err = put_in(ends[1], fds + at, n);
 	}
 	charge_to(real);
@@ -83,8 +83,8 @@ static void empty(int box)
 /* The next message's descriptors, at most `most`: how many there were. The message stays. */
 static int peek(int box, int *fds, unsigned most)
 {
-	int got[RIGHTS_MOST];
-	struct rights came = {.fds = got, .most = RIGHTS_MOST};
+	int got[CUDAPOOL_ATTACHED_MOST];
+	struct rights came = {.fds = got, .most = CUDAPOOL_ATTACHED_MOST};
 	char byte;
 	ssize_t n = rights_receive(box, &byte, 1, &came, MSG_PEEK | MSG_DONTWAIT);
 

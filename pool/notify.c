@@ -109,11 +109,11 @@ bool notify_wanted(void)
 /* 0; -EAGAIN: later; or it will never be heard. */
 static int transmit(const struct message *message)
 {
-	union rights_control control;
+	union cudapool_attached control;
 	struct iovec iov = {.iov_base = (void *)message->text, .iov_len = strlen(message->text)};
 	struct msghdr header = {.msg_name = &address, .msg_namelen = address_size, .msg_iov = &iov, .msg_iovlen = 1};
 
-	rights_attach(&header, &control, &message->fd, message->fd >= 0);
+	cudapool_attach(&header, &control, &message->fd, message->fd >= 0);
 	if (sendmsg(sending, &header, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0)
 		return 0;
 	return errno == EAGAIN || errno == ENOBUFS || errno == EINTR || errno == ETOOMANYREFS ? -EAGAIN : -errno;

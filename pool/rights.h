@@ -1,31 +1,21 @@
 // SPDX-License-Identifier: MIT
-/* Descriptors that go along with a message on a unix socket (SCM_RIGHTS). */
+/* Messages with descriptors (wire/attach.h), sent and received as a whole. */
 #ifndef CUDAPOOL_POOL_RIGHTS_H
 #define CUDAPOOL_POOL_RIGHTS_H
 
 #include <stdbool.h>
 #include <stddef.h>
-#include <sys/socket.h>
 #include <sys/types.h>
 
-#define RIGHTS_MOST 253 /* descriptors in one message: the kernel's SCM_MAX_FD */
-
-/* Where a message has its descriptors while it is being sent or received. */
-union rights_control {
-	struct cmsghdr align;
-	char bytes[CMSG_SPACE(RIGHTS_MOST * sizeof(int))];
-};
+#include "attach.h"
 
 /* What came with a message. */
 struct rights {
-	int *fds;	/* room for `most`, which is at most RIGHTS_MOST */
+	int *fds;	/* room for `most`, which is at most CUDAPOOL_ATTACHED_MOST */
 	unsigned most;
 	unsigned count; /* that came: close-on-exec, and the receiver's to close, whatever the message is worth */
 	bool lost;	/* there were more than `most`, or than this process may have; those are closed */
 };
-
-/* Has `count` descriptors go along with a message that is about to be sent; they stay the caller's. 0: none. */
-void rights_attach(struct msghdr *header, union rights_control *control, const int *fds, unsigned count);
 
 /* Sends one message to a socket that keeps messages apart, so that it goes as a whole. 0 or sendmsg()'s -errno. */
 int rights_send(int socket, const void *message, size_t size, const int *fds, unsigned count, int flags);

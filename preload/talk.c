@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "attach.h"
 #include "gate.h"
 #include "talk.h"
 
@@ -81,12 +82,11 @@ int cudapool_talk_send(struct talk *talk, enum cudapool_channel_type type, void 
 	struct cudapool_channel_header *h = message;
 	struct iovec part = {message, length};
 	struct msghdr msg = {.msg_iov = &part, .msg_iovlen = 1};
-	union cudapool_channel_control control;
+	union cudapool_attached control;
 	long r;
 
 	*h = (struct cudapool_channel_header){CUDAPOOL_CHANNEL_MAGIC, type, length};
-	if (count)
-		cudapool_channel_attach(&msg, &control, fds, count);
+	cudapool_attach(&msg, &control, fds, count);
 	for (;;) {
 		r = result(syscall(SYS_sendmsg, talk->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT));
 		if (r >= 0)
@@ -135,7 +135,7 @@ int cudapool_talk_receive(struct talk *talk, enum cudapool_channel_type type, vo
 {
 	const struct cudapool_channel_header *h = message;
 	struct iovec part = {message, size};
-	union cudapool_channel_control control;
+	union cudapool_attached control;
 	struct msghdr msg = {
 		.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
 	int err;

@@ -5,8 +5,6 @@
 
 #include <assert.h>
 #include <stdint.h>
-#include <string.h>
-#include <sys/socket.h>
 
 /*
  * Transport: a SOCK_SEQPACKET pair that the shim makes for one PARK or UNPARK (control_page.h). The pool takes its end
@@ -119,24 +117,5 @@ struct cudapool_channel_end {
 	char text[128]; /* for people: what failed; NUL ended */
 };
 static_assert(sizeof(struct cudapool_channel_end) == 168, "wire format");
-
-/* Room for what comes beside a message. */
-union cudapool_channel_control {
-	struct cmsghdr header;
-	char space[CMSG_SPACE(sizeof(int) * CUDAPOOL_CHANNEL_BATCH)];
-};
-
-/* Sends these along, at most a batch of them. */
-static inline void cudapool_channel_attach(struct msghdr *msg, union cudapool_channel_control *control, const int *fds,
-					   unsigned count)
-{
-	memset(control, 0, sizeof(*control));
-	control->header.cmsg_level = SOL_SOCKET;
-	control->header.cmsg_type = SCM_RIGHTS;
-	control->header.cmsg_len = CMSG_LEN(sizeof(int) * count);
-	memcpy(CMSG_DATA(&control->header), fds, sizeof(int) * count);
-	msg->msg_control = control;
-	msg->msg_controllen = CMSG_SPACE(sizeof(int) * count);
-}
 
 #endif

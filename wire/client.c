@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 /* The client's side of wire/message.h, for CRIU's plugin, the drop-in cuda-checkpoint and cudapoold's own verbs. */
+#include "attach.h"
 #include "client.h"
 #include "clock.h"
 
@@ -86,10 +87,7 @@ static int wait_for(struct cudapool_client *c, short events, int64_t deadline)
 /* `attached`: a descriptor that goes along, and stays the caller's; -1: none. */
 static int send_with(struct cudapool_client *c, struct cudapool_header *h, uint16_t type, size_t length, int attached)
 {
-	union {
-		struct cmsghdr h;
-		char bytes[CMSG_SPACE(sizeof(int))];
-	} control = {.h = {CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS}};
+	union cudapool_attached control;
 	struct iovec data = {h, length};
 	struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1};
 	int64_t deadline = deadline_in(ANSWER_LIMIT_MS);
@@ -97,11 +95,7 @@ static int send_with(struct cudapool_client *c, struct cudapool_header *h, uint1
 
 	if (c->fd < 0)
 		return fail(c, -ENOTCONN, "not connected to a pool");
-	if (attached >= 0) {
-		memcpy(CMSG_DATA(&control.h), &attached, sizeof(attached));
-		message.msg_control = &control;
-		message.msg_controllen = sizeof(control.bytes);
-	}
+	cudapool_attach(&message, &control, &attached, attached >= 0);
 	*h = (struct cudapool_header){CUDAPOOL_WIRE_MAGIC, CUDAPOOL_WIRE_VERSION, type, length, c->next_request++};
 	for (;;) {
 		if (sendmsg(c->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0)

@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "attach.h"
 #include "gpu.h"
 #include "tap.h"
 #include "worker.h"
@@ -44,20 +45,11 @@ static void start(const char *program)
 
 static void say(const struct worker_message *message, const int *fds, unsigned count)
 {
-	char control[CMSG_SPACE(WORKER_BATCH * sizeof(int))] = {};
 	struct iovec iov = {(void *)message, sizeof(*message)};
 	struct msghdr packet = {.msg_iov = &iov, .msg_iovlen = 1};
-	struct cmsghdr *cmsg;
+	union cudapool_attached control;
 
-	if (count) {
-		packet.msg_control = control;
-		packet.msg_controllen = CMSG_SPACE(count * sizeof(int));
-		cmsg = CMSG_FIRSTHDR(&packet);
-		cmsg->cmsg_level = SOL_SOCKET;
-		cmsg->cmsg_type = SCM_RIGHTS;
-		cmsg->cmsg_len = CMSG_LEN(count * sizeof(int));
-		memcpy(CMSG_DATA(cmsg), fds, count * sizeof(int));
-	}
+	cudapool_attach(&packet, &control, fds, count);
 	if (sendmsg(worker, &packet, MSG_NOSIGNAL) != sizeof(*message))
 		abort();
 }

@@ -11,8 +11,8 @@
 #include "tap.h"
 
 static int ends[2];
-static int pipes[RIGHTS_MOST]; /* what is sent: one writing end, many times */
-static int fds[RIGHTS_MOST];
+static int pipes[CUDAPOOL_ATTACHED_MOST]; /* what is sent: one writing end, many times */
+static int fds[CUDAPOOL_ATTACHED_MOST];
 
 static bool send_some(unsigned count)
 {
@@ -42,7 +42,7 @@ int main(void)
 	if (setrlimit(RLIMIT_NOFILE, &limit) || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) ||
 	    pipe2(pair, O_CLOEXEC))
 		return 1;
-	for (i = 0; i < RIGHTS_MOST; i++)
+	for (i = 0; i < CUDAPOOL_ATTACHED_MOST; i++)
 		pipes[i] = pair[1];
 	before = open_descriptors();
 
@@ -50,10 +50,10 @@ int main(void)
 	came = receive(3, 16, &n);
 	ok(n == 7 && !came.count && !came.lost && fds[0] == -1, "and comes without any");
 
-	ok(send_some(RIGHTS_MOST), "one with as many as the kernel takes");
-	came = receive(RIGHTS_MOST, 16, &n);
-	ok(n == 7 && came.count == RIGHTS_MOST && !came.lost, "comes with all of them");
-	ok(write(fds[RIGHTS_MOST - 1], "x", 1) == 1 && read(pair[0], (char[1]){0}, 1) == 1, "which are what was sent");
+	ok(send_some(CUDAPOOL_ATTACHED_MOST), "one with as many as the kernel takes");
+	came = receive(CUDAPOOL_ATTACHED_MOST, 16, &n);
+	ok(n == 7 && came.count == CUDAPOOL_ATTACHED_MOST && !came.lost, "comes with all of them");
+	ok(write(fds[CUDAPOOL_ATTACHED_MOST - 1], "x", 1) == 1 && read(pair[0], (char[1]){0}, 1) == 1, "which are what was sent");
 	ok(fcntl(fds[0], F_GETFD) == FD_CLOEXEC, "and are not inherited");
 	rights_close(fds, came.count);
 	ok(open_descriptors() == before, "until all are closed");

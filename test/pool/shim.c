@@ -22,6 +22,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "attach.h"
 #include "channel.h"
 #include "control_page.h"
 
@@ -159,22 +160,13 @@ static void check(void)
 
 static bool send_it(void *message, unsigned type, size_t size, const int *fds, unsigned count)
 {
-	char control[CMSG_SPACE((CUDAPOOL_CHANNEL_BATCH + 1) * sizeof(int))] = {0};
 	struct cudapool_channel_header *h = message;
+	union cudapool_attached control;
 	struct iovec iov = {message, size};
 	struct msghdr header = {.msg_iov = &iov, .msg_iovlen = 1};
-	struct cmsghdr *cmsg;
 
 	*h = (struct cudapool_channel_header){CUDAPOOL_CHANNEL_MAGIC, (uint16_t)type, (uint16_t)size};
-	if (count) {
-		header.msg_control = control;
-		header.msg_controllen = CMSG_SPACE(count * sizeof(int));
-		cmsg = CMSG_FIRSTHDR(&header);
-		cmsg->cmsg_level = SOL_SOCKET;
-		cmsg->cmsg_type = SCM_RIGHTS;
-		cmsg->cmsg_len = CMSG_LEN(count * sizeof(int));
-		memcpy(CMSG_DATA(cmsg), fds, count * sizeof(int));
-	}
+	cudapool_attach(&header, &control, fds, count);
 	return sendmsg(channel, &header, MSG_NOSIGNAL) == (ssize_t)size;
 }
 

@@ -20,6 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "attach.h"
 #include "channel.h"
 #include "control_page.h"
 
@@ -168,7 +169,7 @@ static inline int fake_pool_take(struct fake_pool *pool)
 static inline int fake_pool_receive(struct fake_pool *pool, int fd, void *message, size_t size, int *fds,
 				    unsigned *count)
 {
-	union cudapool_channel_control control;
+	union cudapool_attached control;
 	struct iovec part = {message, size};
 	struct msghdr msg = {
 		.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
@@ -197,7 +198,7 @@ static inline int fake_pool_receive(struct fake_pool *pool, int fd, void *messag
 static inline int fake_pool_send(struct fake_pool *pool, int fd, uint16_t type, void *message, size_t length,
 				 const int *fds, unsigned count)
 {
-	union cudapool_channel_control control;
+	union cudapool_attached control;
 	struct cudapool_channel_header *h = message;
 	struct iovec part = {message, length};
 	struct msghdr msg = {.msg_iov = &part, .msg_iovlen = 1};
@@ -209,8 +210,7 @@ static inline int fake_pool_send(struct fake_pool *pool, int fd, uint16_t type, 
 		h->type = 99;
 	if (pool->at == FAKE_POOL_LIES_SHORT)
 		part.iov_len = h->length = length - 4;
-	if (count)
-		cudapool_channel_attach(&msg, &control, fds, count);
+	cudapool_attach(&msg, &control, fds, count);
 	return sendmsg(fd, &msg, MSG_NOSIGNAL) < 0 ? -errno : 0;
 }
 

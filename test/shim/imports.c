@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 
+#include "attach.h"
 #include "fake_pool.h"
 
 #define MIB   0x100000ul
@@ -58,11 +59,10 @@ static void other(int socket)
 	CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
 				    .requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
 				    .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
-	char control[CMSG_SPACE(sizeof(int))] = {0}, byte = 1;
+	char byte = 1;
 	struct iovec data = {&byte, 1};
-	struct msghdr message = {
-		.msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
-	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+	struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1};
+	union cudapool_attached control;
 	CUmemGenericAllocationHandle handle;
 	uint32_t mark = MARK;
 	CUdeviceptr where;
@@ -73,10 +73,7 @@ static void other(int socket)
 	map(handle, &where);
 	MUST(cuMemcpyHtoD_v2(where, &mark, sizeof(mark)));
 	MUST(cuMemExportToShareableHandle(&fd, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
-	header->cmsg_level = SOL_SOCKET;
-	header->cmsg_type = SCM_RIGHTS;
-	header->cmsg_len = CMSG_LEN(sizeof(int));
-	memcpy(CMSG_DATA(header), &fd, sizeof(fd));
+	cudapool_attach(&message, &control, &fd, 1);
 	if (sendmsg(socket, &message, 0) != 1 || read(socket, &byte, 1) < 0)
 		_exit(2);
 	_exit(0);
