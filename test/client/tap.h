@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
-/* The few lines of TAP that a C test program needs, and whether it has left something open. */
+/* The few lines of TAP that a C test program needs. */
 #ifndef CUDAPOOL_TEST_CLIENT_TAP_H
 #define CUDAPOOL_TEST_CLIENT_TAP_H
 
-#include <dirent.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
+
+#include "leaks.h"
 
 static int tap_count, tap_failed;
 
@@ -35,19 +36,6 @@ static inline void __attribute__((format(printf, 1, 2))) note(const char *format
 	va_end(args);
 	printf("\n");
 	fflush(stdout);
-}
-
-/* To be compared with what it was before. */
-static inline int open_descriptors(void)
-{
-	DIR *dir = opendir("/proc/self/fd");
-	int count = 0;
-
-	while (dir && readdir(dir))
-		count++;
-	if (dir)
-		closedir(dir);
-	return count;
 }
 
 static inline int tap_end(void)

@@ -5,13 +5,13 @@
  */
 #include "gpu.h"
 
-#include <dirent.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 
+#include "../client/leaks.h"
 #include "fake_pool.h"
 
 #define SLOTS	 64
@@ -406,18 +406,6 @@ static void *work(void *argument)
 	return NULL;
 }
 
-static int descriptors(void)
-{
-	DIR *dir = opendir("/proc/self/fd");
-	int count = 0;
-
-	while (dir && readdir(dir))
-		count++;
-	if (dir)
-		closedir(dir);
-	return count;
-}
-
 /* The application. */
 static int application(unsigned threads, int ready, int go)
 {
@@ -438,7 +426,7 @@ static int application(unsigned threads, int ready, int go)
 	for (unsigned i = 0; i < SLOTS; i++)
 		pthread_mutex_init(&slots[i].lock, NULL);
 	MUST(cuMemGetInfo_v2(&free_before, &total));
-	fds = descriptors();
+	fds = open_descriptors();
 	if (write(ready, &c, 1) != 1)
 		return 2;
 	for (unsigned i = 0; i < threads; i++) {
@@ -463,7 +451,7 @@ static int application(unsigned threads, int ready, int go)
 	}
 	MUST(cuCtxSynchronize());
 	ok(!wrong, "all memory was what it should be, at any time");
-	ok(descriptors() == fds, "no descriptor is left");
+	ok(open_descriptors() == fds, "no descriptor is left");
 	MUST(cuMemGetInfo_v2(&free_after, &total));
 	printf("# %zu bytes free, %zu before\n", free_after, free_before);
 	free(w);

@@ -15,7 +15,7 @@ import {
   tempDir,
   until,
 } from '../support/index.ts';
-import { type App, type Client, PATH, startApp, startClient, statusOf } from './support.ts';
+import { type App, type Client, PATH, startApp, startClient, startParkScene, statusOf } from './support.ts';
 
 const programs = await buildSnippets('pool');
 const CHECKPOINTED = 2; // enum cudapool_process_state
@@ -39,15 +39,10 @@ interface Kept {
 
 /** A process that was parked and checkpointed, with its image; nobody holds it, and no pool has its memory. */
 async function kept(t: Test): Promise<Kept> {
-  const soft = softCuda(t);
-  const images = tempDir(t);
-  const own = tempDir(t);
-  let pool = await startPool(t, soft, { env: { CUDAPOOL_IMAGE_DIR: own } });
-  const { socket } = pool;
-  const app = await startApp(t, programs, soft, ['shim', 'honest', '3']);
-  const criu = startClient(t, programs, socket, 'criu');
-  await criu.say('connect plugin');
-  t.equal((await criu.say(`images dump ${images}`)).error, 0, 'CRIU names its directory');
+  const scene = await startParkScene(t, programs);
+  const { soft, app, criu, images, own } = scene;
+  const { socket } = scene.pool;
+  let { pool } = scene;
   t.match(await criu.say(`do lock ${app.pid}`), { error: 0, path: PATH.parked }, 'parked');
   for (const op of ['checkpoint', 'saved']) t.equal((await criu.say(`do ${op} ${app.pid}`)).error, 0, op);
   await criu.say('release keep');

@@ -6,17 +6,8 @@
 #include <unistd.h>
 
 #include "checksum.h"
+#include "random.h"
 #include "tap.h"
-
-static uint64_t seed;
-
-static uint64_t random_number(void)
-{
-	seed ^= seed << 13;
-	seed ^= seed >> 7;
-	seed ^= seed << 17;
-	return seed;
-}
 
 static void checksums(void)
 {

@@ -13,7 +13,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "attach.h"
 #include "message.h"
+#include "random.h"
 #include "tap.h"
 
 static const char *path;
@@ -305,16 +307,6 @@ static void too_many_requests(void)
 
 #define CONNECTIONS 300
 
-static uint64_t seed;
-
-static uint64_t random_number(void)
-{
-	seed ^= seed << 13;
-	seed ^= seed >> 7;
-	seed ^= seed << 17;
-	return seed;
-}
-
 union any_message {
 	struct cudapool_header h;
 	struct cudapool_hello hello;
@@ -375,19 +367,10 @@ static size_t harm(union any_message *message, size_t size)
 static bool say_with(int fd, void *bytes, size_t size, int along)
 {
 	struct iovec iov = {bytes, size};
-	char control[CMSG_SPACE(sizeof(int))] = {0};
 	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
-	struct cmsghdr *c;
+	union cudapool_attached control;
 
-	if (along >= 0) {
-		message.msg_control = control;
-		message.msg_controllen = sizeof(control);
-		c = CMSG_FIRSTHDR(&message);
-		c->cmsg_level = SOL_SOCKET;
-		c->cmsg_type = SCM_RIGHTS;
-		c->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(c), &along, sizeof(int));
-	}
+	cudapool_attach(&message, &control, &along, along >= 0);
 	return sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0;
 }
 

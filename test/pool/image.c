@@ -17,19 +17,10 @@
 #include "checksum.h"
 #include "image.h"
 #include "inspect.h"
+#include "random.h"
 #include "tap.h"
 
 #define MIB (1ull << 20)
-
-static uint64_t seed;
-
-static uint64_t random_number(void)
-{
-	seed ^= seed << 13;
-	seed ^= seed >> 7;
-	seed ^= seed << 17;
-	return seed;
-}
 
 /* ---- images -------------------------------------------------------------------------------------- */
 

@@ -545,10 +545,7 @@ static void processes(void)
 
 int main(int argc, char **argv)
 {
-	static const struct {
-		const char *name;
-		void (*run)(void);
-	} table[] = {
+	static const struct tap_test tests[] = {
 		{"load", load},
 		{"captures", captures},
 		{"plain_captures", plain_captures},
@@ -559,12 +556,10 @@ int main(int argc, char **argv)
 		{"deadlines", deadlines},
 		{"processes", processes},
 		{"errors", errors},
+		{},
 	};
-	unsigned i;
 
-	for (i = 0; i < sizeof(table) / sizeof(table[0]); i++)
-		if (argc == 2 && !strcmp(table[i].name, argv[1]))
-			table[i].run();
+	tap_run(tests, argc, argv);
 	fake_pool_close(&pool);
 	return tap_end();
 }

@@ -101,6 +101,20 @@ static inline int tap_end(void)
 	return tap_failed || !tap_points;
 }
 
+/* The tests of a program, by name; the table ends with none. */
+struct tap_test {
+	const char *name;
+	void (*run)(void);
+};
+
+/* Runs the one that the arguments name. */
+static inline void tap_run(const struct tap_test *test, int argc, char **argv)
+{
+	for (; test->name; test++)
+		if (argc == 2 && !strcmp(test->name, argv[1]))
+			test->run();
+}
+
 static inline void must(CUresult r, const char *what)
 {
 	if (r == CUDA_SUCCESS)

@@ -196,15 +196,9 @@ static void waits(void)
 
 int main(int argc, char **argv)
 {
-	static const struct {
-		const char *name;
-		void (*run)(void);
-	} table[] = {{"attributes", attributes}, {"freeing", freeing}, {"waits", waits}};
-	unsigned i;
+	static const struct tap_test tests[] = {{"attributes", attributes}, {"freeing", freeing}, {"waits", waits}, {}};
 
-	for (i = 0; i < sizeof(table) / sizeof(table[0]); i++)
-		if (argc == 2 && !strcmp(table[i].name, argv[1]))
-			table[i].run();
+	tap_run(tests, argc, argv);
 	fake_pool_close(&pool);
 	return tap_end();
 }

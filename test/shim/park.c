@@ -2,10 +2,10 @@
 /* Parking and unparking by a pool of the test's own, in the same process: park WHAT. */
 #include "gpu.h"
 
-#include <dirent.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 
+#include "../client/leaks.h"
 #include "fake_pool.h"
 
 #define MIB (1ul << 20)
@@ -46,18 +46,6 @@ static bool all_hold(void)
 	return same;
 }
 
-static int descriptors(void)
-{
-	DIR *dir = opendir("/proc/self/fd");
-	int n = 0;
-
-	while (dir && readdir(dir))
-		n++;
-	if (dir)
-		closedir(dir);
-	return n;
-}
-
 /* A call that would touch memory, in another thread: has it returned? */
 static volatile int touched;
 static void *touch(void *unused)
@@ -78,7 +66,7 @@ static void cycles(void)
 
 	allocate();
 	MUST(cuMemGetInfo_v2(&free_before, &total));
-	fds = descriptors();
+	fds = open_descriptors();
 	for (i = 0; i < blocks; i++)
 		parked += bytes_of(i);
 	for (i = 0; i < 3; i++) {
@@ -87,7 +75,7 @@ static void cycles(void)
 		/* The next command is carried out when this one is over, and the channel closed. */
 		fake_pool_command(&pool, CUDAPOOL_PAGE_PING, 1000);
 		ok(pool.page->park_state == CUDAPOOL_PARK_PARKED && pool.page->channel_fd == -1, "and says so");
-		before = descriptors();
+		before = open_descriptors();
 		ok(before == fds + BLOCKS, "only the pool's descriptors are open");
 		touched = 0;
 		pthread_create(&thread, NULL, touch, NULL);
@@ -102,7 +90,7 @@ static void cycles(void)
 		ok(touched == 1, "and has gone on");
 		ok(pool.page->park_state == CUDAPOOL_PARK_OPEN, "and says so");
 		ok(fake_pool_command(&pool, CUDAPOOL_PAGE_UNPARK, 1000) == -EALREADY, "it cannot be unparked again");
-		ok(descriptors() == fds, "no descriptor is left");
+		ok(open_descriptors() == fds, "no descriptor is left");
 		ok(all_hold(), "memory is as it was");
 		ok(pool.page->imported_bytes == 0, "and the process's own");
 		MUST(cuMemGetInfo_v2(&free_after, &total));
@@ -159,7 +147,7 @@ static void pools(void)
 
 	blocks = 8;
 	allocate();
-	fds = descriptors();
+	fds = open_descriptors();
 	for (at = FAKE_POOL_HONEST + 1; at < FAKE_POOL_POINTS; at++) {
 		pool.at = at;
 		begun = now_ms();
@@ -179,7 +167,7 @@ static void pools(void)
 			} else {
 				ok(pool.page->park_state == CUDAPOOL_PARK_OPEN, "the gate is open");
 				ok(gpu_holds(block[1], bytes_of(1), 1), "and memory is where it was");
-				ok(descriptors() == fds, "and nothing is left open");
+				ok(open_descriptors() == fds, "and nothing is left open");
 			}
 		}
 		pool.at = FAKE_POOL_HONEST;
@@ -207,7 +195,7 @@ static void pools(void)
 			ok(err == 0, what);
 		}
 		fake_pool_command(&pool, CUDAPOOL_PAGE_PING, 1000);
-		ok(descriptors() == fds, "with nothing left open");
+		ok(open_descriptors() == fds, "with nothing left open");
 	}
 	ok(all_hold(), "after all that memory is as it was");
 }
@@ -227,7 +215,7 @@ static void few(void)
 	if (!child) {
 		allocate();
 		getrlimit(RLIMIT_NOFILE, &limit);
-		limit.rlim_cur = descriptors() + 8;
+		limit.rlim_cur = open_descriptors() + 8;
 		setrlimit(RLIMIT_NOFILE, &limit);
 		if (write(done[1], "x", 1) != 1 || read(go[0], &c, 1) != 1)
 			_exit(3);
@@ -359,16 +347,10 @@ static void nothing(void)
 
 int main(int argc, char **argv)
 {
-	static const struct {
-		const char *name;
-		void (*run)(void);
-	} table[] = {{"cycles", cycles}, {"pools", pools}, {"few", few}, {"nothing", nothing},
-		     {"own", own},	 {"scarce", scarce}, {"left", left}};
-	unsigned i;
+	static const struct tap_test tests[] = {{"cycles", cycles}, {"pools", pools}, {"few", few}, {"nothing", nothing},
+						{"own", own},	    {"scarce", scarce}, {"left", left}, {}};
 
-	for (i = 0; i < sizeof(table) / sizeof(table[0]); i++)
-		if (argc == 2 && !strcmp(table[i].name, argv[1]))
-			table[i].run();
+	tap_run(tests, argc, argv);
 	fake_pool_close(&pool);
 	return tap_end();
 }
