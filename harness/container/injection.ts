@@ -76,6 +76,8 @@ function criuConfig(dir: string, env: Readonly<Record<string, string>>): string 
 
 /** A CRIU whose restored process has died has ended long before. */
 const CRIU_FAILS_MS = 1000;
+/** ... and to stop when it is told to. */
+const STOP_MS = 500;
 
 export interface InjectionOptions {
   readonly criu: CriuChoice;
@@ -125,6 +127,13 @@ export function inject({ criu, env, pathDirs = [] }: InjectionOptions): Injectio
   };
 }
 
+/** A signal is not there yet when kill() returns: on a busy machine a process may well fork before it stops. */
+function awaitStop(pid: number): void {
+  const end = performance.now() + STOP_MS;
+  const state = (): string | undefined => /\) (\S) /.exec(readFileSync(`/proc/${pid}/stat`, 'utf8'))?.[1];
+  while (state() !== 'T' && performance.now() < end) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
+}
+
 /** The children of a process, of whichever of its threads. */
 const childrenOf = (pid: number): number[] =>
   readdirSync(`/proc/${pid}/task`)
@@ -149,14 +158,16 @@ function endCriu({ pid, parent }: CriuStart, programs: readonly string[]): void 
       // it has ended
     }
   };
-  unlessEnded(() => {
+  const end = (patient: boolean): void => {
     process.kill(pid, 'SIGSTOP'); // so that it makes none while we look
+    awaitStop(pid);
     const above = Number(/\) \S (\d+) /.exec(readFileSync(`/proc/${pid}/stat`, 'utf8'))?.[1]);
     const restored = parent === 'podman' ? [] : childrenOf(above).filter((child) => child !== pid);
     for (const child of restored) process.kill(child, 'SIGKILL');
-    process.kill(pid, restored.length === 0 ? 'SIGKILL' : 'SIGCONT');
-  });
-  setTimeout(() => unlessEnded(() => process.kill(pid, 'SIGKILL')), CRIU_FAILS_MS).unref();
+    process.kill(pid, patient && restored.length > 0 ? 'SIGCONT' : 'SIGKILL');
+  };
+  unlessEnded(() => end(true));
+  setTimeout(() => unlessEnded(() => end(false)), CRIU_FAILS_MS).unref();
 }
 
 function readStarts(record: string): CriuStart[] {
