@@ -87,18 +87,28 @@ int lane_enter(struct lane *lane, int device, char *text, CUresult *cu);
 
 struct engine_file {
 	int fd;
-	uint8_t *map;  /* of all of it, where that is the quicker way; else NULL */
-	uint64_t size; /* of the map */
+	uint8_t *map;     /* of all of it, where that is the quicker way; else NULL */
+	uint64_t size;    /* of the map */
 	uint64_t present; /* bytes from the beginning on that have pages already */
+	_Atomic bool huge; /* new pages are asked for as huge ones: none was refused yet */
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	uint8_t *span; /* with the lock: enum span of each; NULL if there are none */
+	uint64_t spans;
 };
 
 /* `fd` is new, or was an earlier image's: whatever is in it does not count. Blocks end within `size` bytes. */
 void file_begin(struct engine_file *file, int fd, uint64_t size);
-/* Sees to it that there is space for blocks, before they are put there. 0 or a negative errno. */
+/*
+ * Sees to it that there is space for blocks, before they are put there. Each byte behind the header is asked for by one
+ * thread, and none is left out between them. 0 or a negative errno.
+ */
 int file_room(struct engine_file *file, uint64_t at, uint64_t bytes);
 /* Writes all of it, from any thread, and says its checksum. 0 or a negative errno. */
 int file_put(struct engine_file *file, const uint8_t *from, uint32_t length, uint64_t at, uint32_t *crc);
 void file_end(struct engine_file *file);
+/* Maps a file in memory so that huge pages fit into it; munmap() ends it. NULL: it is not in memory, or cannot be. */
+uint8_t *file_map(int fd, uint64_t size, int protection);
 
 /* ---- the image being read: engine_view.c ------------------------------------------------------------ */
 

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: MIT
 /* Reads an image's blocks from many threads at once. */
 #include <errno.h>
-#include <linux/magic.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
-#include <sys/vfs.h>
 
 #include "checksum.h"
 #include "engine_internal.h"
@@ -35,16 +33,10 @@ static void catch_lost_pages(void)
 void view_begin(struct engine_view *view, int fd, uint64_t size)
 {
 	static pthread_once_t once = PTHREAD_ONCE_INIT;
-	struct statfs fs;
-	void *map;
 
-	*view = (struct engine_view){.fd = fd, .size = size};
-	if (fstatfs(fd, &fs) || fs.f_type != TMPFS_MAGIC)
-		return;
-	pthread_once(&once, catch_lost_pages);
-	map = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
-	if (map != MAP_FAILED)
-		view->map = map;
+	*view = (struct engine_view){.fd = fd, .size = size, .map = file_map(fd, size, PROT_READ)};
+	if (view->map)
+		pthread_once(&once, catch_lost_pages);
 }
 
 int view_get(const struct engine_view *view, uint8_t *to, uint32_t length, uint64_t at, uint32_t *crc)

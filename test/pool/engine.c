@@ -14,6 +14,9 @@
 #include "gpu.h"
 #include "tap.h"
 
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
 #define MIB        (1ull << 20)
 #define PIECES_MAX 70 /* more than one batch */
 
@@ -197,12 +200,12 @@ static void round_trip(struct set *set, unsigned threads, unsigned chunk_mb)
 	close(file);
 }
 
-/* A file with 3 MiB of room in memory, or -1: one may not mount here. */
-static int small_file(void)
+/* A file with so much room in memory, or -1: one may not mount here. */
+static int small_file(const char *size)
 {
 	int config = fsopen("tmpfs", FSOPEN_CLOEXEC), root = -1, file = -1;
 
-	if (config >= 0 && !fsconfig(config, FSCONFIG_SET_STRING, "size", "3m", 0) &&
+	if (config >= 0 && !fsconfig(config, FSCONFIG_SET_STRING, "size", size, 0) &&
 	    !fsconfig(config, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
 		root = fsmount(config, FSMOUNT_CLOEXEC, 0);
 	if (root >= 0)
@@ -243,17 +246,17 @@ static void written_over(int file, const char *where)
 	close(file);
 }
 
-static void without_space(struct set *set)
+static void without_space(struct set *set, const char *size)
 {
-	int file = small_file();
+	int file = small_file(size);
 
 	if (file < 0) {
 		note("no file system can be made here");
 		return;
 	}
 	job_make(set, file, 4, 1);
-	ok(engine_save(&set->job) == -ENOSPC && strstr(set->job.text, "make room"), "memory that is full: %s",
-	   set->job.text);
+	ok(engine_save(&set->job) == -ENOSPC && strstr(set->job.text, "make room"), "memory of %s that is full: %s",
+	   size, set->job.text);
 	close(file);
 }
 
@@ -522,6 +525,90 @@ static void bounded(struct set *set)
 	close(file);
 }
 
+#define FILLED (64 * MIB)
+
+struct filling {
+	struct engine_file file;
+	_Atomic uint64_t end;
+	_Atomic unsigned failed;
+};
+
+/* Blocks of all lengths, filled with where they are, from several threads. */
+static void *filling_main(void *argument)
+{
+	struct filling *filling = argument;
+	uint64_t seed = (uint64_t)pthread_self(), at, i, *block = malloc(IMAGE_BLOCK);
+	uint32_t length, crc;
+
+	for (;;) {
+		length = (uint32_t)(1 + gpu_random(&seed) % (IMAGE_BLOCK / IMAGE_ALIGN)) * IMAGE_ALIGN;
+		at = atomic_fetch_add(&filling->end, length);
+		if (at + length > FILLED)
+			break;
+		for (i = 0; i < length / 8; i++)
+			block[i] = at + i * 8;
+		filling->failed += file_room(&filling->file, at, length) ||
+				   file_put(&filling->file, (uint8_t *)block, length, at, &crc);
+	}
+	free(block);
+	return NULL;
+}
+
+/* Does this machine make huge pages of a file in memory at all? */
+static bool has_huge_pages(void)
+{
+	int file = file_new();
+	uint8_t *map = ftruncate(file, 4 * MIB) ? NULL : file_map(file, 4 * MIB, PROT_READ | PROT_WRITE);
+	bool has = map && ((*map = 1)) && !madvise(map, 2 * MIB, MADV_COLLAPSE);
+
+	munmap(map, 4 * MIB);
+	close(file);
+	return has;
+}
+
+/* KiB of huge pages that this process has mapped of files in memory. */
+static unsigned long huge_mapped(void)
+{
+	char line[256];
+	FILE *file = fopen("/proc/self/smaps_rollup", "re");
+	unsigned long found = 0;
+
+	while (file && fgets(line, sizeof(line), file))
+		sscanf(line, "ShmemPmdMapped: %lu", &found);
+	fclose(file);
+	return found;
+}
+
+/* `present`: so much of the file was there before, as of an earlier image. */
+static void filled(uint64_t present)
+{
+	struct filling filling = {.end = IMAGE_HEADER_SIZE};
+	uint64_t at, wrong = 0, least = (FILLED - present - 8 * MIB) / 1024;
+	int file = file_new();
+	pthread_t thread[8];
+	unsigned long huge;
+	unsigned i;
+
+	if (present && fallocate(file, 0, 0, (off_t)present))
+		abort();
+	file_begin(&filling.file, file, FILLED);
+	for (i = 0; i < 8; i++)
+		pthread_create(&thread[i], NULL, filling_main, &filling);
+	for (i = 0; i < 8; i++)
+		pthread_join(thread[i], NULL);
+	for (at = IMAGE_HEADER_SIZE; at < FILLED - IMAGE_BLOCK; at += 8)
+		wrong += *(uint64_t *)(filling.file.map + at) != at;
+	huge = huge_mapped();
+	ok(filling.file.map && !filling.failed && !wrong, "%llu MiB filled by 8 threads, %llu there before: %llu wrong",
+	   (unsigned long long)(FILLED / MIB), (unsigned long long)(present / MIB), (unsigned long long)wrong);
+	if (has_huge_pages())
+		ok(huge >= least, "new pages are huge: %lu MiB of them", huge / 1024);
+	else
+		note("this machine has no huge pages for files in memory");
+	file_end(&filling.file);
+	close(file);
+}
+
 /* A file that somebody cuts off while it is being read. */
 static void cut_off(void)
 {
@@ -578,11 +665,14 @@ int main(void)
 	set_make(&set, 9, 10, 5);
 	damaged(&set);
 	refused(&set);
-	without_space(&set);
+	without_space(&set, "3m");
+	without_space(&set, "9m"); /* one huge page is had, and the next is not */
 	bounded(&set);
 	set_end(&set);
 	ok(open_descriptors() == descriptors, "no descriptor is left: %d, %d before", open_descriptors(), descriptors);
 	ok(gpu_free_bytes(0) == free[0] && gpu_free_bytes(1) == free[1], "no GPU memory is left");
+	filled(0);
+	filled(27 * MIB);
 	cut_off();
 	return tap_end();
 }

@@ -96,7 +96,7 @@ t.test('--inspect and --verify', async (t) => {
   t.match(await look('--inspect', `${file}.gone`), { status: 1, said: { text: /opened/ } }, 'nor is nothing');
 });
 
-// On small pages it is beside a memcpy that has to map the same file. Once more, where other work got in the way.
+// Once more, where other work got in the way.
 t.test('nearly as fast as memcpy', async (t) => {
   const env = softCuda(t, { SOFTCUDA_MEMORY_MB: '2048' }).env;
   const measure = async (): Promise<number | undefined> => {
