@@ -169,8 +169,9 @@ static CUresult wait_for_copies(struct copying *copying)
 		if (ended == CUDA_SUCCESS)
 			ended = engine_driver->cuEventSynchronize(event);
 		if (ended != CUDA_SUCCESS) {
-			engine_driver->cuStreamSynchronize(stream);
 			failed = ended;
+			device_enter(device, text, &ended); /* it may be this that failed */
+			engine_driver->cuStreamSynchronize(stream);
 		}
 	}
 	return failed;
