@@ -3,6 +3,7 @@
 
 import argparse
 import collections
+import ctypes
 import hashlib
 import json
 import os
@@ -78,28 +79,37 @@ def what_each_gives(program):
     return expected
 
 
-def take_turns(program):
+def counted_calls():
+    """The driver calls of this process so far, where count_calls.so counts them, or else None."""
+    try:
+        return ctypes.c_uint64.in_dll(ctypes.CDLL(None), "driver_calls").value
+    except ValueError:
+        return None
+
+
+def take_turns(**programs):
     """
-    Steps `program`, as for serve(), when it is its turn: each line of standard input is a number of milliseconds, and is answered
-    with how long a step took in them. The first one of a turn does not count: others had the processor and the GPU before. One
-    step at a time, by one thread, on one processor.
+    Steps one of `programs`, each as for serve(), when it is its turn: each line of standard input names one and says how many
+    steps, and is answered with how many milliseconds one of them took. The first counts, too: that others had the processor and the
+    GPU before is the same for all who take turns. Where they are counted, the driver calls of a step are told as well. One step at
+    a time, by one thread, on one processor.
     """
-    expected = what_each_gives(program)
+    expected = {name: what_each_gives(program) for name, program in programs.items()}
+    done = dict.fromkeys(programs, 0)
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     ready()
-    done = 0
     for line in sys.stdin:
-        steps, wrong = -1, 0
-        begun = ended = time.monotonic()
-        while steps < 1 or ended - begun < float(line) / 1e3:
-            at = done % program.epoch
-            wrong += program.result(program.submit(at)) != expected[at]
-            done += 1
-            steps += 1
-            ended = time.monotonic()
-            if steps == 0:
-                begun = ended
-        print(json.dumps({"step_ms": (ended - begun) * 1e3 / steps, "steps": steps, "wrong": wrong}), flush=True)
+        name, steps = line.split()
+        program, wrong = programs[name], 0
+        calls = counted_calls()
+        begun = time.monotonic()
+        for _ in range(int(steps)):
+            at = done[name] % program.epoch
+            done[name] += 1
+            wrong += program.result(program.submit(at)) != expected[name][at]
+        took = (time.monotonic() - begun) * 1e3 / int(steps)
+        counted = {} if calls is None else {"calls": (counted_calls() - calls) / int(steps)}
+        print(json.dumps({"value": took, "wrong": wrong, **counted}), flush=True)
 
 
 def serve(directory, program):

@@ -53,7 +53,7 @@ enum call { LAUNCH, RECORD, FREE_HOST, GET_CURRENT, CALLS };
 static const struct {
 	const char *name;
 	int each;
-} calls[CALLS] = {{"launch", 500}, {"record", 2000}, {"free_host", 2000}, {"get_current", 2000}};
+} calls[CALLS] = {{"launch", 200}, {"record", 1000}, {"free_host", 2000}, {"get_current", 2000}};
 
 static CUcontext ctx;
 static CUfunction kernel;
@@ -233,7 +233,7 @@ int main(int argc, char **argv)
 		if (what == CALLS)
 			fail("no such call: %s", name);
 		limit_ns = ms * 1e6;
-		printf("{\"call\": \"%s\", \"threads\": %d, \"ns\": %.3f}\n", name, n, measure(n));
+		printf("{\"call\": \"%s\", \"threads\": %d, \"value\": %.3f}\n", name, n, measure(n));
 		fflush(stdout);
 	}
 	return 0;

@@ -60,4 +60,4 @@ class Copies:
 
 
 if __name__ == "__main__":
-    asked.take_turns(Copies())
+    asked.take_turns(copies=Copies())

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """
-A Llama with random weights, by PyTorch and transformers, that generates tokens when it is its turn (--turns), or when it is asked: it
-answers with the first token, and with what decided on it, and generates the others then; any that differs is told in the next answer.
+A Llama with random weights, by PyTorch and transformers, that works when it is its turn (--turns), or generates tokens when it
+is asked: it answers with the first token, and with what decided on it, and generates the others then; any that differs is told in
+the next answer.
 """
 
 import sys
@@ -12,20 +13,23 @@ import asked
 parser = asked.arguments(__doc__)
 parser.add_argument("--layers", type=int, default=16, help="16 give 6.55 GiB on the GPU (default)")
 parser.add_argument("--tokens", type=int, default=8, help="that it generates at a time (default 8)")
-parser.add_argument("--turns", action="store_true", help="generate for as long as standard input says, and tell what a step takes")
+parser.add_argument("--turns", action="store_true", help="make the steps that standard input asks for: 'token N', 'prompt N'")
 options = parser.parse_args()
 
 import torch  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 PROMPT = 32
+BATCH, LONG = 4, 1024  # prompts, and tokens of each
+
+
+def bits_of(logits):
+    """A whole number that depends on every bit of them."""
+    bits = logits.view(torch.int16).to(torch.int64)
+    return int((bits * torch.arange(1, bits.shape[-1] + 1, device="cuda")).sum())
 
 
 class Llama:
-    """A step generates all the tokens; `epoch` is 1, as each begins with the same prompt."""
-
-    epoch = 1
-
     def __init__(self):
         torch.manual_seed(0)
         config = LlamaConfig(
@@ -52,17 +56,48 @@ class Llama:
         """The token after the prompt, and the logits that it was chosen by, bit for bit."""
         with torch.no_grad():
             logits = self.model(self.prompt, use_cache=False).logits[0, -1]
-        bits = logits.view(torch.int16).to(torch.int64)
-        return [int(logits.argmax()), int((bits * torch.arange(1, len(bits) + 1, device="cuda")).sum())]
-
-    def submit(self, _):
-        return self.tokens()
-
-    def result(self, tokens):
-        return int(asked.digest_of(tokens), 16)
+        return [int(logits.argmax()), bits_of(logits)]
 
     def gpu_bytes(self):
         return torch.cuda.memory_reserved()
+
+
+class Tokens:
+    """A step is one token. Python takes longer to submit it than the GPU to compute it."""
+
+    epoch = options.tokens
+
+    def __init__(self, llama):
+        self.llama = llama
+
+    def submit(self, i):
+        if i == 0:
+            self.next, self.past = self.llama.prompt, None
+        with torch.no_grad():
+            out = self.llama.model(self.next, past_key_values=self.past, use_cache=True)
+        self.next, self.past = out.logits[:, -1:].argmax(-1), out.past_key_values
+        return self.next
+
+    def result(self, token):
+        return int(token)
+
+
+class Prompts:
+    """A step is a batch of long prompts. The GPU takes longer to compute them than Python to submit them."""
+
+    epoch = 1
+
+    def __init__(self, llama):
+        self.llama = llama
+        self.prompts = torch.arange(BATCH * LONG, device="cuda").view(BATCH, LONG)
+
+    def submit(self, _):
+        with torch.no_grad():
+            states = self.llama.model.model(self.prompts, use_cache=False)[0]
+            return self.llama.model.lm_head(states[:, -1])
+
+    def result(self, logits):
+        return bits_of(logits)
 
 
 def when_asked(llama):
@@ -92,6 +127,7 @@ if __name__ == "__main__":
     if not torch.cuda.is_available():
         sys.exit("llama.py: PyTorch finds no GPU")
     if options.turns:
-        asked.take_turns(Llama())
+        llama = Llama()
+        asked.take_turns(token=Tokens(llama), prompt=Prompts(llama))
     else:
         when_asked(Llama())

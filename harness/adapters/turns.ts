@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Programs that live side by side and work in turns: they say READY, and answer each line that they are told with one of JSON.
 import { spawn } from 'node:child_process';
+import { setMaxListeners } from 'node:events';
 import { createInterface } from 'node:readline';
 import { CudapoolError } from '../errors.ts';
 import { cancelSignal, interrupted, lastLines, quote } from './exec.ts';
@@ -24,6 +25,7 @@ const MAX_STDERR = 1 << 14;
 export async function startPlayer(command: readonly string[], options: PlayerOptions): Promise<Player> {
   if (cancelSignal().aborted) throw interrupted();
   const [file = '', ...args] = command;
+  setMaxListeners(0, cancelSignal()); // each of them listens, and there may be dozens
   const child = spawn(file, args, {
     env: { ...process.env, ...options.env },
     signal: cancelSignal(),

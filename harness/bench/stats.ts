@@ -155,6 +155,23 @@ export function pairedEffect(rounds: readonly PairedRound[], by: 'ratio' | 'diff
   };
 }
 
+/**
+ * What slices came to that were taken one right after the other: slices[i][j] is the j-th party's in the i-th. A machine that is
+ * slower for a while is so for all in a slice, so what counts is each party's share of its slice; the median of its shares, times
+ * the median of the slices' means, is in the unit of the samples.
+ */
+export function sideBySide(slices: readonly (readonly number[])[]): number[] {
+  if (slices.length === 0) throw new RangeError('no slices');
+  const means = slices.map((slice) => mean([...slice]));
+  if (!means.every((each) => each > 0)) throw new RangeError('a slice must take time');
+  const level = median(means);
+  const parties = slices[0]?.length ?? 0;
+  return Array.from(
+    { length: parties },
+    (_, j) => level * median(slices.map((slice, i) => (slice[j] as number) / (means[i] as number))),
+  );
+}
+
 /** Samples of y at one x. */
 export interface SamplesAt {
   readonly x: number;

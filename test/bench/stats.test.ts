@@ -8,6 +8,7 @@ import {
   medianRatio,
   noiseWarnings,
   pairedEffect,
+  sideBySide,
   slope,
   summarize,
 } from '../../harness/bench/stats.ts';
@@ -118,6 +119,19 @@ t.test('an effect within rounds', async (t) => {
   t.ok(wide.low <= 0.5 && wide.high >= 2.5, 'what is particular to processes counts');
   t.throws(() => pairedEffect([], 'ratio'), RangeError);
   t.throws(() => pairedEffect([{ group: 0, base: 0, ours: 1 }], 'ratio'), RangeError);
+});
+
+t.test('slices side by side', async (t) => {
+  // The machine is half as fast for a while, and one slice was disturbed in one party's part: neither is in the ratio.
+  const speeds = upTo(18).map((i) => (i < 7 ? 100 : 200));
+  const [without = 0, ours = 0, again = 0] = sideBySide(
+    speeds.map((speed, i) => [speed, 1.01 * speed, i === 3 ? 9 * speed : speed]),
+  );
+  t.ok(Math.abs(ours / without - 1.01) < 1e-9 && Math.abs(again / without - 1) < 1e-9);
+  t.ok(Math.abs((without + ours + again) / 3 - 200 * (3.01 / 3)) < 1e-9, 'in the unit of the samples');
+  t.same(sideBySide([[4, 2]]), [4, 2]);
+  t.throws(() => sideBySide([]), RangeError);
+  t.throws(() => sideBySide([[0, 0]]), RangeError);
 });
 
 t.test('growth by least squares', async (t) => {

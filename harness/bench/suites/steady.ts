@@ -6,8 +6,9 @@ import { CudapoolError } from '../../errors.ts';
 import { built, inRoot } from '../../paths.ts';
 import type { Bed } from '../bed.ts';
 import type { Experiment, Outcome } from '../experiment.ts';
-import { BALANCED, balancedRound } from '../order.ts';
-import type { Metric, Target } from '../record.ts';
+import { balancedRound } from '../order.ts';
+import { conclude, type Metric, samples, type Target } from '../record.ts';
+import { sideBySide, summarize } from '../stats.ts';
 import type { Suite, SuiteOptions } from '../suite.ts';
 import { needsTorch } from './llama.ts';
 
@@ -18,9 +19,10 @@ const VARIANTS = [
   { name: 'again', label: 'without the shim, once more' },
 ] as const;
 
-/** Seconds of --seconds, and how it is shared out. */
-const SECONDS = 60;
-const CALLS_SHARE = 0.45;
+/** Seconds of --seconds, and how it is shared out; starting the Llamas takes about so long besides. */
+const SECONDS = 100;
+const CALLS_SHARE = 0.4;
+const START_SECONDS = 40;
 /** Rounds are added until the time ends; --runs can end them before. */
 const ROUNDS_MOST = 10_000;
 
@@ -42,71 +44,143 @@ const paired = (what: string, metric: string, by: 'ratio' | 'difference', max: n
   max,
 });
 
+/** One figure of a round: each variant is told `line` so many times, in turn. */
+interface Slices {
+  readonly metric: Metric;
+  readonly line: string;
+  readonly count: number;
+}
+
 interface Turns {
   readonly name: string;
   readonly title: string;
   readonly setup: Readonly<Record<string, string | number>>;
   readonly seconds: number;
-  readonly metrics: readonly Metric[];
+  readonly slices: readonly Slices[];
   readonly targets: readonly Target[];
   readonly command: readonly string[];
   readonly readyMs: number;
-  /** New processes after so many rounds; absent: never. */
+  /** So many processes of each variant live at once; those of the same number are a group. */
+  readonly abreast: number;
+  /** New processes after so many rounds of each group; absent: never. */
   readonly roundsEach?: number;
-  readonly turn: (player: Player) => Promise<Outcome>;
+  /** While the first processes start; never fails. */
+  readonly meanwhile?: () => Promise<void>;
+  readonly facts?: Experiment['facts'];
+}
+
+const TURN_MS = 60_000;
+const Answer = v.object({
+  value: v.pipe(v.number(), v.finite(), v.gtValue(0)),
+  wrong: v.optional(v.number(), 0),
+  calls: v.optional(v.pipe(v.number(), v.finite(), v.minValue(0))),
+});
+
+/** What one round came to, for each variant. */
+type Round = Readonly<Record<string, Outcome>>;
+
+/** Each slice is a few milliseconds, or a step, of each of the three: what disturbs the machine for longer disturbs all alike. */
+async function playRound(
+  slices: readonly Slices[],
+  players: ReadonlyMap<string, Player>,
+  round: number,
+): Promise<Round> {
+  const values = new Map(VARIANTS.map(({ name }) => [name as string, {} as Record<string, number>]));
+  const wrong = new Set<string>();
+  for (const { metric, line, count } of slices) {
+    const taken: number[][] = [];
+    for (let i = 0; i < count; i++) {
+      const slice = new Map<string, number>();
+      for (const { name } of balancedRound(VARIANTS, round * count + i)) {
+        const player = players.get(name) as Player;
+        const answer = v.parse(Answer, await player.turn(line, TURN_MS));
+        slice.set(name, answer.value);
+        if (answer.wrong > 0) wrong.add(name);
+      }
+      taken.push(VARIANTS.map(({ name }) => slice.get(name) as number));
+    }
+    for (const [i, value] of sideBySide(taken).entries())
+      (values.get(VARIANTS[i]?.name as string) as Record<string, number>)[metric.name] = value;
+  }
+  return Object.fromEntries(
+    [...values].map(([name, its]) => [name, { verified: !wrong.has(name), values: its } satisfies Outcome]),
+  );
 }
 
 /**
- * One process for each variant, all of them alive all the time, which take turns: what each has to do once, to load a model for
- * instance, is done once, and what a turn takes is compared with those right before and after it. One at a time computes.
+ * Processes of each variant, all of them alive at once, which take turns: what each has to do once, to load a model for instance,
+ * is done once, and what a slice takes is compared with those right before and after it. One at a time computes. A round is
+ * played at its first run, of all variants; the others report what they came to in it.
  */
 function turns(bed: Bed, what: Turns): Experiment {
-  const players = new Map<string, Player>();
-  let group = 0;
-  let inGroup = 0;
+  let groups: ReadonlyMap<string, Player>[] = [];
+  let startedGroups = 0;
+  let rounds = 0;
+  let ofThese = 0;
+  let playing: Promise<Round> | undefined;
 
   async function start(): Promise<void> {
+    const fresh = Array.from({ length: what.abreast }, () => new Map<string, Player>());
+    groups = fresh;
     const started = await Promise.allSettled(
-      VARIANTS.map(async ({ name }) => {
-        players.set(name, await startPlayer(what.command, { env: envOf(bed, name), readyMs: what.readyMs }));
-      }),
+      fresh.flatMap((group) =>
+        VARIANTS.map(async ({ name }) => {
+          group.set(name, await startPlayer(what.command, { env: envOf(bed, name), readyMs: what.readyMs }));
+        }),
+      ),
     );
     const failed = started.find((each) => each.status === 'rejected');
     if (failed !== undefined) throw failed.reason;
   }
   async function end(): Promise<void> {
-    const all = [...players.values()];
-    players.clear();
+    const all = groups.flatMap((group) => [...group.values()]);
+    groups = [];
     await Promise.all(all.map((player) => player.end()));
+  }
+  async function renewed(): Promise<void> {
+    if (what.roundsEach === undefined || ofThese < what.roundsEach * what.abreast) return;
+    await end();
+    await start();
+    startedGroups += what.abreast;
+    ofThese = 0;
+  }
+  function play(): Promise<Round> {
+    const at = ofThese % what.abreast;
+    const group = startedGroups + at;
+    const round = Math.floor(rounds / what.abreast);
+    rounds += 1;
+    ofThese += 1;
+    const players = groups[at];
+    if (players?.size !== VARIANTS.length)
+      throw new CudapoolError('ERR_CUDAPOOL_WORKLOAD', 'its processes could not be started again');
+    return playRound(what.slices, players, round).then((outcomes) =>
+      Object.fromEntries(Object.entries(outcomes).map(([name, its]) => [name, { ...its, notes: { group } }])),
+    );
   }
 
   return {
     suite: 'steady',
     case: what.name,
     title: what.title,
-    setup: { ...what.setup, seconds: what.seconds },
+    setup: { ...what.setup, abreast: what.abreast, seconds: what.seconds },
     variants: VARIANTS,
-    metrics: what.metrics,
+    metrics: what.slices.map(({ metric }) => metric),
     targets: what.targets,
     seconds: what.seconds,
-    roundOf: balancedRound,
+    roundOf: (variants) => [...variants],
     begin: async () => {
       await bed.pool.on(); // a warm driver: they start faster
-      await start();
+      const other = what.meanwhile?.();
+      try {
+        await start();
+      } finally {
+        await other;
+      }
     },
-    prepare: async () => {
-      if (what.roundsEach === undefined || inGroup < what.roundsEach * VARIANTS.length) return;
-      await end();
-      await start();
-      group += 1;
-      inGroup = 0;
-    },
-    run: async (variant) => {
-      inGroup += 1;
-      const player = players.get(variant);
-      if (player === undefined) throw new CudapoolError('ERR_CUDAPOOL_WORKLOAD', 'its process has ended');
-      const { notes, ...outcome } = await what.turn(player);
-      return { ...outcome, notes: { ...notes, group } };
+    ...(what.facts !== undefined && { facts: what.facts }),
+    run: async (variant, order) => {
+      if ((order - 1) % VARIANTS.length === 0) playing = renewed().then(play);
+      return (await playing)?.[variant] as Outcome;
     },
     finish: async () => {
       await end();
@@ -116,94 +190,170 @@ function turns(bed: Bed, what: Turns): Experiment {
 }
 
 const nsName = (call: string, threads: number): string => `${call}_${threads}_ns`;
-/** Submitting costs the driver more the more threads do it at once; the other two show the gate by itself. */
+/**
+ * What 16 threads submit at once is not among them: its time is that of the driver's own lock, which differs from process to
+ * process by far more than the gate adds. The last two do not take it, and show the gate by itself.
+ */
 const CALLS = [
-  { call: 'launch', threads: [1], label: 'a small kernel' },
-  { call: 'record', threads: [1, 16], label: 'cuEventRecord (held by the gate)' },
-  { call: 'free_host', threads: [1, 16], label: 'cuMemFreeHost of nothing (held)' },
-  { call: 'get_current', threads: [1, 16], label: 'cuCtxGetCurrent (intercepted, not held)' },
+  { call: 'launch', threads: [1], label: 'a small kernel', ms: 4, slices: 36 },
+  { call: 'record', threads: [1], label: 'cuEventRecord (held by the gate)', ms: 2, slices: 6 },
+  { call: 'free_host', threads: [1, 16], label: 'cuMemFreeHost of nothing (held)', ms: 2, slices: 6 },
+  { call: 'get_current', threads: [1, 16], label: 'cuCtxGetCurrent (intercepted, not held)', ms: 2, slices: 6 },
 ] as const;
-const CASES = CALLS.flatMap(({ call, threads, label }) =>
-  threads.map((n) => ({ call, n, metric: nsName(call, n), label: `${label}, ${n} thread${n === 1 ? '' : 's'}` })),
+const CASES = CALLS.flatMap(({ call, threads, label, ms, slices }) =>
+  threads.map((n) => ({
+    call,
+    metric: { name: nsName(call, n), unit: 'ns', label: `${label}, ${n} thread${n === 1 ? '' : 's'}` },
+    line: `${call} ${n} ${ms}`,
+    count: slices,
+  })),
 );
-const BURST_MS = 20;
-const TURN_MS = 30_000;
-const Burst = v.object({ ns: v.pipe(v.number(), v.finite(), v.minValue(0)) });
 
-const calls = ({ bed, seconds = SECONDS }: SuiteOptions): Experiment =>
+/** What the gate adds to a call, as the end of its interval that is worse: known when the calls have been measured. */
+interface Gate {
+  ns?: number;
+}
+
+const calls = ({ bed, seconds = SECONDS }: SuiteOptions, gate: Gate): Experiment =>
   turns(bed, {
     name: 'calls',
-    title: 'Driver calls with the shim and without, by processes that take turns: nanoseconds a call, in bursts.',
-    setup: { burst_ms: BURST_MS, rounds_each: BALANCED },
+    title: 'Driver calls with the shim and without, by processes that take turns of a few ms: nanoseconds a call.',
+    setup: Object.fromEntries(CASES.map(({ metric, line, count }) => [metric.name, `${count} times '${line}'`])),
     seconds: seconds * CALLS_SHARE,
-    metrics: CASES.map(({ metric, label }) => ({ name: metric, unit: 'ns', label })),
-    targets: CASES.map(({ call, metric, label }) =>
+    slices: CASES,
+    targets: CASES.map(({ call, metric: { name, label } }) =>
       call === 'launch'
-        ? paired(`${label}: with the shim, of without`, metric, 'ratio', 1.01)
-        : paired(`${label}: added by the shim, ns`, metric, 'difference', 10),
+        ? paired(`${label}: with the shim, of without`, name, 'ratio', 1.01)
+        : paired(`${label}: added by the shim, ns`, name, 'difference', 10),
     ),
     command: [`${built.workloads}/call_rate`],
     readyMs: 60_000,
-    // Where a process's code and stacks come to lie makes calls faster or slower by a few ns: not one such place decides.
-    roundsEach: BALANCED,
-    turn: async (player) => {
-      const values: Record<string, number> = {};
-      for (const { call, n, metric } of CASES)
-        values[metric] = v.parse(Burst, await player.turn(`${call} ${n} ${BURST_MS}`, TURN_MS)).ns;
-      return { verified: true, values };
+    // Where a process's code, stacks and queues come to lie makes calls faster or slower: no such place plays two rounds.
+    abreast: 6,
+    roundsEach: 1,
+    facts: (seen) => {
+      const about = seen.targets.filter((target) => 'metric' in target && target.metric === nsName('free_host', 1));
+      const high = conclude({ ...seen, targets: about }).verdicts[0]?.high;
+      if (high !== undefined) gate.ns = high;
+      return {};
     },
   });
 
-const Steps = v.object({
-  step_ms: v.pipe(v.number(), v.finite(), v.minValue(0)),
-  steps: v.number(),
-  wrong: v.number(),
-});
-const LLAMA_MS = 400;
-const DRIVER_MS = 50;
+/**
+ * The driver calls of a step, of each kind: one more process counts them, without the shim, and ends before the turns begin. What
+ * they take at the gate is computed from that: no measurement of the step, but not disturbed by what disturbs one.
+ */
+async function countCalls(
+  bed: Bed,
+  command: readonly string[],
+  readyMs: number,
+  lines: readonly { readonly metric: string; readonly count: string }[],
+): Promise<ReadonlyMap<string, number>> {
+  const player = await startPlayer(command, {
+    env: { ...envOf(bed, 'without'), LD_PRELOAD: built.countCalls },
+    readyMs,
+  });
+  const found = new Map<string, number>();
+  try {
+    for (const { metric, count } of lines) {
+      const { calls: each } = v.parse(Answer, await player.turn(count, TURN_MS));
+      if (each !== undefined) found.set(metric, each);
+    }
+  } finally {
+    await player.end();
+  }
+  return found;
+}
+
+interface Kind {
+  readonly metric: string;
+  readonly label: string;
+  readonly line: string;
+  readonly count: number;
+  /** The line whose calls are counted: all that make up a period. */
+  readonly period: string;
+}
 
 const steps = (
-  bed: Bed,
+  { bed, seconds = SECONDS }: SuiteOptions,
   program: readonly string[],
   name: string,
   title: string,
-  seconds: number,
-  turnMs: number,
-): Experiment =>
-  turns(bed, {
+  abreast: number,
+  kinds: readonly Kind[],
+  gate: Gate,
+): Experiment => {
+  const command = ['python3', ...program, '--dir', bed.scratch];
+  const readyMs = 240_000;
+  let counted: ReadonlyMap<string, number> = new Map();
+  return turns(bed, {
     name,
     title,
-    setup: { turn_ms: turnMs },
-    seconds,
-    metrics: [{ name: 'step_ms', unit: 'ms', label: 'a step' }],
-    targets: [paired('a step with the shim, of without', 'step_ms', 'ratio', 1.01)],
-    command: ['python3', ...program, '--dir', bed.scratch],
-    readyMs: 240_000,
-    turn: async (player) => {
-      const { step_ms, steps: done, wrong } = v.parse(Steps, await player.turn(String(turnMs), 60_000));
-      return { verified: wrong === 0, values: { step_ms }, notes: { steps: done } };
+    setup: Object.fromEntries(kinds.map(({ metric, line, count }) => [metric, `${count} times '${line}'`])),
+    seconds: seconds * (1 - CALLS_SHARE),
+    slices: kinds.map(({ metric, label, line, count }) => ({
+      metric: { name: metric, unit: 'ms', label },
+      line,
+      count,
+    })),
+    targets: kinds.map(({ metric, label }) => paired(`${label} with the shim, of without`, metric, 'ratio', 1.01)),
+    command,
+    readyMs,
+    abreast,
+    meanwhile: async () => {
+      // Only what is computed depends on it.
+      counted = await countCalls(
+        bed,
+        command,
+        readyMs,
+        kinds.map(({ metric, period }) => ({ metric, count: period })),
+      ).catch(() => new Map());
+    },
+    facts: (seen) => {
+      const facts: Record<string, number> = {};
+      for (const [metric, each] of counted) {
+        facts[`${metric}_driver_calls`] = each;
+        const times = samples(seen, metric, 'without');
+        if (gate.ns === undefined || times.length === 0) continue;
+        facts.gate_ns_a_call = gate.ns;
+        facts[`${metric}_computed_percent`] = (100 * each * gate.ns) / (summarize(times).median * 1e6);
+      }
+      return facts;
     },
   });
+};
 
-const llama = ({ bed, seconds = SECONDS }: SuiteOptions): Experiment =>
+/** Tokens one by one are decided by Python, which submits them; long prompts by the GPU. */
+const llama = (options: SuiteOptions, gate: Gate): Experiment =>
   steps(
-    bed,
+    options,
     [inRoot('workloads', 'llama.py'), '--turns'],
     'llama',
-    "PyTorch's Llama generating eight tokens a step, with the shim and without, by processes that take turns.",
-    seconds * (1 - CALLS_SHARE),
-    LLAMA_MS,
+    "PyTorch's Llama with the shim and without, by processes that take turns of one step: a token, a batch of long prompts.",
+    3,
+    [
+      { metric: 'token_ms', label: 'a token (Python decides)', line: 'token 1', count: 36, period: 'token 8' },
+      {
+        metric: 'prompt_ms',
+        label: 'four prompts of 1024 tokens (the GPU decides)',
+        line: 'prompt 1',
+        count: 6,
+        period: 'prompt 1',
+      },
+    ],
+    gate,
   );
 
 /** What the software driver has instead. */
-const python = ({ bed, seconds = SECONDS }: SuiteOptions): Experiment =>
+const python = (options: SuiteOptions, gate: Gate): Experiment =>
   steps(
-    bed,
+    options,
     [inRoot('workloads', 'driver_program.py')],
     'python',
     'A program in Python that sets and copies memory, with the shim and without, by processes that take turns.',
-    seconds * (1 - CALLS_SHARE),
-    DRIVER_MS,
+    2,
+    [{ metric: 'step_ms', label: 'a step', line: 'copies 50', count: 18, period: 'copies 4' }],
+    gate,
   );
 
 export const steadySuite: Suite = {
@@ -211,7 +361,10 @@ export const steadySuite: Suite = {
   summary: "the shim while nothing is parked: the Llama's step, small launches, and the gate (--seconds)",
   runs: ROUNDS_MOST,
   warmup: 0,
-  seconds: ({ seconds = SECONDS }) => seconds + 30,
-  experiments: (options) => [calls(options), options.bed.driver === 'gpu' ? llama(options) : python(options)],
+  seconds: ({ seconds = SECONDS }) => seconds + START_SECONDS,
+  experiments: (options) => {
+    const gate: Gate = {};
+    return [calls(options, gate), options.bed.driver === 'gpu' ? llama(options, gate) : python(options, gate)];
+  },
   leaveOut: async ({ bed }, name) => (name === 'llama' ? needsTorch(bed, 'transformers') : undefined),
 };
