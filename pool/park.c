@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /* One park or unpark with a shim, over the control page and a channel (wire/channel.h), without ever waiting. */
-#include "park.h"
+#include "park_internal.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -76,7 +76,7 @@ static __attribute__((format(printf, 3, 4))) void fail(struct parking *parking, 
 	finish(parking, error);
 }
 
-static void fail_protocol(struct parking *parking, const char *what)
+void parking_fail_protocol(struct parking *parking, const char *what)
 {
 	fail(parking, -EPROTO, "the shim of process %d %s", parking->process->pid, what);
 }
@@ -157,7 +157,7 @@ static void all_came(struct parking *parking)
 	struct cudapool_page page;
 
 	if (parking->bytes != parking->announced) {
-		fail_protocol(parking, "announced another size than it sent");
+		parking_fail_protocol(parking, "announced another size than it sent");
 		return;
 	}
 	if (!cudapool_shim_read(&parking->shim, &page))
@@ -184,13 +184,13 @@ static void begin_came(struct parking *parking, const struct cudapool_channel_be
 	int err;
 
 	if (memcmp(begin->token, parking->token, sizeof(begin->token))) {
-		fail_protocol(parking, "answers for another park");
+		parking_fail_protocol(parking, "answers for another park");
 		return;
 	}
 	if (begin->pieces > CUDAPOOL_CHANNEL_MOST || begin->devices > CUDAPOOL_CHANNEL_DEVICES ||
 	    begin->bytes > BYTES_MAX || begin->bytes % GRANULE || begin->bytes / GRANULE < begin->pieces ||
 	    !note_device_left(parking, begin)) {
-		fail_protocol(parking, "announces what no process has");
+		parking_fail_protocol(parking, "announces what no process has");
 		return;
 	}
 	parking->pieces = begin->pieces;
@@ -250,7 +250,7 @@ static void pieces_came(struct parking *parking, const struct cudapool_channel_p
 
 	if (text) {
 		packet_close_all(fds, count);
-		fail_protocol(parking, text);
+		parking_fail_protocol(parking, text);
 		return;
 	}
 	for (i = 0; i < count; i++)
@@ -260,84 +260,9 @@ static void pieces_came(struct parking *parking, const struct cudapool_channel_p
 	if (err)
 		fail_to_keep(parking, err);
 	else if (!send_small(parking, CUDAPOOL_CHANNEL_ACK))
-		fail_protocol(parking, "does not take the acknowledgement of its pieces");
+		parking_fail_protocol(parking, "does not take the acknowledgement of its pieces");
 	else if (parking->next == parking->pieces)
 		all_came(parking);
-}
-
-/* ---- unparking -------------------------------------------------------------------------------- */
-
-/* How many pieces go into the next batch: the shim makes a copy of all of them before it has room for more. */
-static uint32_t batch_from(const struct parking *parking)
-{
-	const struct cudapool_channel_piece *piece = parking->gift->piece + parking->next;
-	uint32_t left = parking->pieces - parking->next;
-	uint32_t most = left < CUDAPOOL_CHANNEL_BATCH ? left : CUDAPOOL_CHANNEL_BATCH;
-	uint64_t bytes = piece[0].bytes;
-	uint32_t count = 1;
-
-	while (count < most && piece[count].bytes <= CUDAPOOL_CHANNEL_BATCH_BYTES &&
-	       bytes <= CUDAPOOL_CHANNEL_BATCH_BYTES - piece[count].bytes)
-		bytes += piece[count++].bytes;
-	return count;
-}
-
-static void send_batch(struct parking *parking)
-{
-	const struct store_gift *gift = parking->gift;
-	struct cudapool_channel_pieces message = {.first = parking->next, .count = batch_from(parking)};
-	size_t size = offsetof(struct cudapool_channel_pieces, piece) + message.count * sizeof(message.piece[0]);
-	int err;
-
-	parking->sent = message.first + message.count;
-	memcpy(message.piece, gift->piece + message.first, message.count * sizeof(message.piece[0]));
-	parking->step = PARKING_PIECES;
-	err = packet_send(parking->channel.fd, CUDAPOOL_CHANNEL_PIECES, &message, size, gift->fds + message.first,
-			  message.count);
-	if (err == -EAGAIN) {
-		parking->step = PARKING_SEND;
-		loop_timer_set(&parking->look, 1);
-	}
-	/* Another error: it has closed, perhaps after saying why. That is read next. */
-}
-
-static void begin_to_give(struct parking *parking)
-{
-	struct cudapool_channel_begin begin = parking->gift->begin;
-
-	parking->pieces = parking->gift->pieces;
-	parking->step = PARKING_PIECES;
-	memcpy(begin.token, parking->token, sizeof(begin.token));
-	packet_send(parking->channel.fd, CUDAPOOL_CHANNEL_BEGIN, &begin, sizeof(begin), NULL, 0);
-	if (parking->pieces)
-		send_batch(parking);
-	else
-		parking->step = PARKING_END;
-}
-
-static void passed(struct store_waiter *waiter, int error, const char *text)
-{
-	send_batch(container_of(waiter, struct parking, passed));
-}
-
-static void ack_came(struct parking *parking, const struct cudapool_channel_ack *ack)
-{
-	uint32_t i;
-
-	if (ack->next != parking->sent) {
-		fail_protocol(parking, "acknowledges what was not sent");
-		return;
-	}
-	for (i = parking->next; i < ack->next; i++)
-		parking->bytes += parking->gift->piece[i].bytes;
-	parking->next = ack->next;
-	if (parking->next == parking->pieces) {
-		parking->step = PARKING_END;
-		return;
-	}
-	parking->step = PARKING_PASS;
-	parking->passed = (struct store_waiter){.done = passed};
-	store_passed(parking->gift, parking->next, &parking->passed);
 }
 
 /* ---- receiving -------------------------------------------------------------------------------- */
@@ -353,7 +278,7 @@ static void end_came(struct parking *parking, const struct cudapool_channel_end 
 		if (*c < ' ' || *c > '~')
 			*c = '?';
 	if (!end->error && parking->step != PARKING_END)
-		fail_protocol(parking, "says that it is done before it is");
+		parking_fail_protocol(parking, "says that it is done before it is");
 	else if (end->error)
 		fail(parking, end->error < 0 && end->error > -4096 ? end->error : -EPROTO,
 		     "the shim of process %d: %s%s", parking->process->pid,
@@ -404,7 +329,7 @@ static void channel_ready(struct loop_watch *watch, uint32_t events)
 		n = -EPROTO;
 	}
 	if (n <= 0) {
-		fail_protocol(parking, n == 0		? "closed the channel in the middle"
+		parking_fail_protocol(parking, n == 0		? "closed the channel in the middle"
 				       : n == -EMSGSIZE ? "sent what the pool could not receive"
 							: "sends what is not due");
 		return;
@@ -417,7 +342,7 @@ static void channel_ready(struct loop_watch *watch, uint32_t events)
 		pieces_came(parking, &message.pieces, fds, count);
 		break;
 	case CUDAPOOL_CHANNEL_ACK:
-		ack_came(parking, &message.ack);
+		parking_ack_came(parking, &message.ack);
 		break;
 	case CUDAPOOL_CHANNEL_END:
 		end_came(parking, &message.end);
@@ -463,7 +388,7 @@ static void no_end(struct parking *parking, int error)
 	if (error == -ESRCH)
 		fail(parking, error, "process %d has ended", parking->process->pid);
 	else if (error == -EPROTO)
-		fail_protocol(parking, "offers a channel that is none of its own");
+		parking_fail_protocol(parking, "offers a channel that is none of its own");
 	else
 		fail(parking, -EPROTO, "the channel of process %d cannot be taken: %s", parking->process->pid,
 		     strerror(-error));
@@ -489,7 +414,7 @@ static void acknowledged(struct parking *parking, int32_t result, int32_t channe
 	if (parks(parking))
 		parking->step = PARKING_BEGIN;
 	else
-		begin_to_give(parking);
+		parking_give(parking);
 }
 
 static void look_later(struct parking *parking)
@@ -515,7 +440,7 @@ static void look(struct loop_timer *timer)
 	int err;
 
 	if (parking->step == PARKING_SEND) {
-		send_batch(parking);
+		parking_send_batch(parking);
 		return;
 	}
 	if (parking->step == PARKING_POST) {

@@ -42,7 +42,7 @@ struct parking {
 	bool ended;			 /* it did */
 	char text[CUDAPOOL_TEXT_LEN];
 
-	/* park.c's own. */
+	/* park.c's and unpark.c's own. */
 	enum parking_step {
 		PARKING_IDLE,
 		PARKING_POST,	/* until the page is ours to write to */
@@ -52,7 +52,7 @@ struct parking {
 		PARKING_DEPOSIT, /* until all pieces are with systemd, too */
 		PARKING_END,
 		PARKING_SEND,	/* a message could not be sent yet */
-		PARKING_PASS,	/* until there is room for the copies of the next batch */
+		PARKING_PASS,	/* until there is room for copies of the next batch */
 		PARKING_REPORT, /* done() is called next */
 	} step;
 	struct cudapool_shim shim;
@@ -63,6 +63,8 @@ struct parking {
 	uint32_t seq;
 	uint32_t pieces, next; /* of all; that the other side has (or we have) */
 	uint32_t sent; /* to unpark: that it has when it acknowledges the last batch */
+	uint32_t let_go; /* to unpark: that the store has been told of */
+	bool freeing;	 /* and has not freed all of yet */
 	struct store_waiter passed;
 	uint32_t devices;
 	uint64_t device_left[CUDAPOOL_CHANNEL_DEVICES]; /* as BEGIN said */

@@ -157,7 +157,7 @@ void store_give(struct store_gift *gift, struct store_waiter *waiter);
 /*
  * The shim has copied the pieces before `upto` into memory of the process's own. They are closed, unless they were
  * parked by that very process: then there is the image, from which it is loaded again should the rest never arrive.
- * done(): there is room for more.
+ * done(): their memory is free.
  */
 void store_passed(struct store_gift *gift, unsigned upto, struct store_waiter *waiter);
 /*

@@ -34,8 +34,10 @@
  *     all mapped, the gate is open                         <-  END      error 0; the pool lets go of what it gave
  *
  *   A piece for whose copy there is no room is mapped as it is, and stays the pool's (control_page.h: imported_bytes).
- *   What the pool has in an image besides, it lets go of with each ACK, before the next batch: so one batch is all
- *   that copying needs. Therefore a batch to a shim is at most CUDAPOOL_CHANNEL_BATCH_BYTES, or one piece.
+ *   What the pool has in an image besides, it lets go of with each ACK, and sends the next batch meanwhile, because
+ *   the driver needs about as long to free memory as to copy it. What is being freed and what is being copied are
+ *   together at most CUDAPOOL_CHANNEL_BATCH pieces and CUDAPOOL_CHANNEL_BATCH_BYTES, or one piece, and that is all the
+ *   room that copying needs. Therefore a batch to a shim is at most half of that, or one piece.
  *
  *   An error: END, the shim unmaps what it got, stays parked, the gate stays closed; may be tried again.
  *

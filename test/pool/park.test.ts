@@ -12,6 +12,7 @@ import {
   holdsNothing,
   PATH,
   type ParkScene,
+  slowClose,
   startApp,
   startClient,
   startParkScene,
@@ -89,14 +90,15 @@ t.test('what is not its own is checkpointed with the pool only', async (t) => {
   await app.runs('and on, with its memory');
 });
 
-t.test('little more memory than one batch is enough to give an image back', async (t) => {
-  const { soft, pool, app, criu } = await scene(t, 'hog', 140); // more than two batches
+t.test('little more memory than one batch is enough to give an image back, though freeing takes long', async (t) => {
+  const { soft, pool, app, criu } = await scene(t, 'hog', 140); // more than four batches of half the room
   for (const op of ['lock', 'checkpoint']) t.equal((await criu.say(`do ${op} ${app.pid}`)).error, 0, op);
   pool.child.kill('SIGKILL');
   await until('it is dead', () => pool.child.signalCode !== null);
-  const next = await startPool(t, soft, { socket: pool.socket });
+  const env = { ...slowClose(programs, soft.dir, 20), SLOWCLOSE_NAMED: '1' };
+  const next = await startPool(t, soft, { socket: pool.socket, env });
   await criu.kill();
-  await app.runs('the next pool gives it back from the image', 25_000);
+  await app.runs('the next pool gives it back from the image, and frees each batch while the next is copied', 25_000);
   await holdsNothing(t, next, 'nothing is held');
   await stock(t, soft, app);
   await app.runs('all of it is its own, though there was no room for it twice');
@@ -220,6 +222,20 @@ t.test('an unpark that fails is tried again', async (t) => {
   await criu.kill();
   await app.runs('the application runs on, with its memory');
   await holdsNothing(t, pool, 'nothing is held');
+});
+
+t.test('an unpark that fails while what was copied is being freed is tried again, from the image', async (t) => {
+  const { soft, pool, app, criu } = await scene(t, 'unpark-fails-late', 100);
+  for (const op of ['lock', 'checkpoint']) t.equal((await criu.say(`do ${op} ${app.pid}`)).error, 0, op);
+  pool.child.kill('SIGKILL');
+  await until('it is dead', () => pool.child.signalCode !== null);
+  const env = { ...slowClose(programs, soft.dir, 20), SLOWCLOSE_NAMED: '1' };
+  const next = await startPool(t, soft, { socket: pool.socket, env });
+  await criu.kill();
+  await app.runs('the application runs on, with its memory', 25_000);
+  t.match(await statusOf(next), { actions: { unpark: { ok: 1, failed: 1 } } }, 'at the second attempt');
+  await holdsNothing(t, next, 'nothing is held');
+  await stock(t, soft, app);
 });
 
 t.test('the dump is done, and its process lives', async (t) => {

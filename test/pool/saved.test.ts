@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import { buildSnippets, tempDir } from '../support/index.ts';
-import { type Client, holdsNothing, PATH, type ParkScene, startParkScene, statusOf } from './support.ts';
+import { type Client, holdsNothing, PATH, type ParkScene, slowClose, startParkScene, statusOf } from './support.ts';
 
 const programs = await buildSnippets('pool');
 const MiB = 1 << 20;
@@ -82,13 +82,7 @@ t.test('the keeper answers while a large image is being removed', async (t) => {
   // Others may read it, so it is not written over.
   writeFileSync(join(images, `cudapool-${token}.img`), Buffer.alloc(2 * MiB, 1), { mode: 0o644 });
   const began = performance.now();
-  const slow = {
-    LD_PRELOAD: join(programs, 'slowclose.so'),
-    SLOWCLOSE_DIR: images,
-    SLOWCLOSE_MS: '20000',
-    // A daemon with sanitizers wants to be the first library otherwise.
-    ASAN_OPTIONS: `${process.env.ASAN_OPTIONS ?? ''}:verify_asan_link_order=0`,
-  };
+  const slow = slowClose(programs, images, 20_000);
   const { pool, app, criu } = await parked(t, 0, slow, images);
   t.equal((await one(criu, 'checkpoint', app.pid)).error, 0, 'a dump goes on');
   t.equal((await one(criu, 'saved', app.pid)).error, 0, 'to its end');

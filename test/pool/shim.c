@@ -255,11 +255,11 @@ static bool send_pieces(unsigned first)
 	return sent && receive(&ack, sizeof(ack), NULL, NULL) == CUDAPOOL_CHANNEL_ACK && ack.next == first + count;
 }
 
-static void detach(void)
+static void detach(unsigned count)
 {
 	unsigned i;
 
-	for (i = 0; i < pieces; i++) {
+	for (i = 0; i < count; i++) {
 		CALL(cuMemUnmap, at[i], (size_t)PIECE);
 		CALL(cuMemRelease, handle[i]);
 	}
@@ -300,7 +300,7 @@ static void park(void)
 			return;
 	if (receive(&go, sizeof(go), NULL, NULL) != CUDAPOOL_CHANNEL_GO)
 		return;
-	detach();
+	detach(pieces);
 	memcpy(page->token, begin.token, sizeof(begin.token));
 	__atomic_store_n(&page->park_state, CUDAPOOL_PARK_PARKED, __ATOMIC_RELEASE);
 	if (is("go-silent"))
@@ -319,6 +319,23 @@ static CUmemGenericAllocationHandle hog(void)
 	available = (available / PIECE - CUDAPOOL_CHANNEL_BATCH - 4) * PIECE;
 	CALL(cuMemCreate, &taken, available, &prop, 0ull);
 	return taken;
+}
+
+/*
+ * A batch has come to a hogged GPU, and the pool needs long to free memory. The one before is being freed (half of the
+ * room is taken, or a little less by now), and those before that have been.
+ */
+static void check_room(uint32_t first)
+{
+	unsigned most = CUDAPOOL_CHANNEL_BATCH + 4, least = most - CUDAPOOL_CHANNEL_BATCH / 2;
+	size_t available, total;
+
+	CALL(cuMemGetInfo_v2, &available, &total);
+	if (first && (available < (size_t)least * PIECE || available >= (size_t)most * PIECE)) {
+		fprintf(stderr, "shim: the batch at piece %u comes with room for %zu pieces, not %u to %u\n", first,
+			available / PIECE, least, most - 1);
+		exit(1);
+	}
 }
 
 static void unpark(void)
@@ -345,6 +362,15 @@ static void unpark(void)
 			fprintf(stderr, "shim: the pool sends nonsense\n");
 			exit(1);
 		}
+		if (is("unpark-fails-late") && message.first >= CUDAPOOL_CHANNEL_BATCH && refused++ == 0) {
+			for (i = 0; i < count; i++)
+				close(fds[i]);
+			detach(ack.next);
+			send_end(-EIO, "the driver would not map the rest");
+			return;
+		}
+		if (taken)
+			check_room(message.first);
 		for (i = 0; i < count; i++) {
 			CALL(cuMemImportFromShareableHandle, &handle[ack.next + i], (void *)(intptr_t)fds[i],
 			     CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);

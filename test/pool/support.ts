@@ -209,6 +209,15 @@ export async function startParkScene(t: Test, programs: string, options: ParkOpt
   return { ...scene, images, own };
 }
 
+/** The environment of a pool that needs `ms` to close a file that slowclose.c thinks large. */
+export const slowClose = (programs: string, dir: string, ms: number): Record<string, string> => ({
+  LD_PRELOAD: join(programs, 'slowclose.so'),
+  SLOWCLOSE_DIR: dir,
+  SLOWCLOSE_MS: String(ms),
+  // A daemon with sanitizers wants to be the first library otherwise.
+  ASAN_OPTIONS: `${process.env.ASAN_OPTIONS ?? ''}:verify_asan_link_order=0`,
+});
+
 /** What `cudapoold --status` prints, as far as these tests look at it; pool/status.h describes it. */
 export interface Status {
   pid: number;
