@@ -2,12 +2,10 @@
 /* Writes an image's blocks from many threads at once. */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/magic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "checksum.h"
@@ -34,44 +32,18 @@
  * page already. A span is what is made at once; the first, which has the header, and what is behind the last whole one
  * have small pages.
  */
-#define HUGE_PAGE (2ull << 20)
-#define SPAN      (2 * HUGE_PAGE)
+#define SPAN (2 * HUGE_PAGE)
 
 enum span { NOT_MADE, SMALL_PAGES, HUGE_PAGES };
-
-uint8_t *file_map(int fd, uint64_t size, int protection)
-{
-	struct statfs fs;
-	uint8_t *room, *map;
-	size_t before;
-
-	if (fstatfs(fd, &fs) || fs.f_type != TMPFS_MAGIC)
-		return NULL;
-	size = image_aligned(size);
-	room = mmap(NULL, size + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (room == MAP_FAILED)
-		return NULL;
-	before = -(uintptr_t)room % HUGE_PAGE;
-	map = mmap(room + before, size, protection, MAP_SHARED | MAP_FIXED, fd, 0);
-	if (map == MAP_FAILED) {
-		munmap(room, size + HUGE_PAGE);
-		return NULL;
-	}
-	if (before)
-		munmap(room, before);
-	munmap(map + size, HUGE_PAGE - before);
-	return map;
-}
 
 void file_begin(struct engine_file *file, int fd, uint64_t size)
 {
 	struct stat st;
 
-	*file = (struct engine_file){.fd = fd, .size = size};
+	*file = (struct engine_file){.fd = fd};
 	if (fstat(fd, &st) || ((uint64_t)st.st_size < size && ftruncate(fd, (off_t)size)))
 		return;
-	file->map = file_map(fd, size, PROT_READ | PROT_WRITE);
-	if (!file->map)
+	if (!map_begin(&file->map, fd, size, PROT_READ | PROT_WRITE))
 		return;
 	if (st.st_blocks * 512 >= st.st_size) /* no holes */
 		file->present = (uint64_t)st.st_size / IMAGE_ALIGN * IMAGE_ALIGN;
@@ -102,7 +74,7 @@ static int allocate(const struct engine_file *file, uint64_t at, uint64_t bytes)
  */
 static bool make_huge(struct engine_file *file, uint64_t at)
 {
-	uint8_t *from = file->map + at;
+	uint8_t *from = file->map.at + at;
 
 	if (!atomic_load(&file->huge))
 		return false;
@@ -147,7 +119,7 @@ int file_room(struct engine_file *file, uint64_t at, uint64_t bytes)
 {
 	uint64_t end = at + bytes;
 
-	if (!file->map || end <= file->present || !bytes || make_spans(file, at, end))
+	if (!file->map.at || end <= file->present || !bytes || make_spans(file, at, end))
 		return 0;
 	if (at < file->present)
 		at = file->present;
@@ -160,11 +132,10 @@ int file_put(struct engine_file *file, const uint8_t *from, uint32_t length, uin
 	uint64_t whole = image_aligned(length);
 	int err;
 
-	if (file->map && !madvise(file->map + at, whole, MADV_POPULATE_READ)) {
-		*crc = checksum_copy(0, file->map + at, from, length, true);
-		memset(file->map + at + length, 0, whole - length);
-		/* Unmaps these pages: here, where others do so as well, and not all of them at the end. */
-		madvise(file->map + at, whole, MADV_DONTNEED);
+	if (file->map.at && !madvise(file->map.at + at, whole, MADV_POPULATE_READ)) {
+		*crc = checksum_copy(0, file->map.at + at, from, length, true);
+		memset(file->map.at + at + length, 0, whole - length);
+		map_done(&file->map, at, whole);
 		return 0;
 	}
 	*crc = checksum_crc32c(0, from, length);
@@ -174,9 +145,9 @@ int file_put(struct engine_file *file, const uint8_t *from, uint32_t length, uin
 
 void file_end(struct engine_file *file)
 {
-	if (!file->map)
+	if (!file->map.at)
 		return;
-	munmap(file->map, file->size);
+	map_end(&file->map);
 	free(file->span);
 	pthread_cond_destroy(&file->changed);
 	pthread_mutex_destroy(&file->lock);

@@ -83,14 +83,29 @@ void lane_put(struct lane *lane);
 /* Sees to it that it has a stream and events on a device, whose context is the thread's. */
 int lane_enter(struct lane *lane, int device, char *text, CUresult *cu);
 
+/* ---- an image in memory: engine_map.c --------------------------------------------------------------- */
+
+#define HUGE_PAGE (2ull << 20)
+
+struct engine_map {
+	uint8_t *at;   /* so that huge pages of the file fit; NULL: it is not mapped */
+	uint64_t size; /* bytes of the file, aligned */
+	_Atomic uint32_t *done;
+};
+
+/* Maps all of a file in memory, as `protection` says. False: it is in none, or cannot be mapped. */
+bool map_begin(struct engine_map *map, int fd, uint64_t size, int protection);
+/* Nobody needs these bytes any more, from any thread; each byte once. They may stay mapped until the end. */
+void map_done(const struct engine_map *map, uint64_t at, uint64_t bytes);
+void map_end(struct engine_map *map);
+
 /* ---- the image being written: engine_file.c --------------------------------------------------------- */
 
 struct engine_file {
 	int fd;
-	uint8_t *map;     /* of all of it, where that is the quicker way; else NULL */
-	uint64_t size;    /* of the map */
-	uint64_t present; /* bytes from the beginning on that have pages already */
-	_Atomic bool huge; /* new pages are asked for as huge ones: none was refused yet */
+	struct engine_map map; /* where that is the quicker way */
+	uint64_t present;      /* bytes from the beginning on that have pages already */
+	_Atomic bool huge;     /* new pages are asked for as huge ones: none was refused yet */
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
 	uint8_t *span; /* with the lock: enum span of each; NULL if there are none */
@@ -107,20 +122,20 @@ int file_room(struct engine_file *file, uint64_t at, uint64_t bytes);
 /* Writes all of it, from any thread, and says its checksum. 0 or a negative errno. */
 int file_put(struct engine_file *file, const uint8_t *from, uint32_t length, uint64_t at, uint32_t *crc);
 void file_end(struct engine_file *file);
-/* Maps a file in memory so that huge pages fit into it; munmap() ends it. NULL: it is not in memory, or cannot be. */
-uint8_t *file_map(int fd, uint64_t size, int protection);
 
 /* ---- the image being read: engine_view.c ------------------------------------------------------------ */
 
 struct engine_view {
 	int fd;
-	uint8_t *map; /* of all of it, where that is the quicker way; else NULL */
-	uint64_t size;
+	struct engine_map map; /* where that is the quicker way */
 };
 
 /* `fd` is a file of `size` bytes. */
 void view_begin(struct engine_view *view, int fd, uint64_t size);
-/* Reads a block, from any thread, and says the checksum of what was read. 0; -EBADMSG: the file is cut off; -errno. */
+/*
+ * Reads a block, from any thread, once, and says the checksum of what was read. 0; -EBADMSG: the file is cut off;
+ * -errno.
+ */
 int view_get(const struct engine_view *view, uint8_t *to, uint32_t length, uint64_t at, uint32_t *crc);
 void view_end(struct engine_view *view);
 

@@ -34,8 +34,8 @@ void view_begin(struct engine_view *view, int fd, uint64_t size)
 {
 	static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-	*view = (struct engine_view){.fd = fd, .size = size, .map = file_map(fd, size, PROT_READ)};
-	if (view->map)
+	*view = (struct engine_view){.fd = fd};
+	if (map_begin(&view->map, fd, size, PROT_READ))
 		pthread_once(&once, catch_lost_pages);
 }
 
@@ -44,7 +44,7 @@ int view_get(const struct engine_view *view, uint8_t *to, uint32_t length, uint6
 	sigjmp_buf escape;
 	int err;
 
-	if (!view->map) {
+	if (!view->map.at) {
 		err = image_pread(view->fd, to, length, at);
 		if (!err)
 			*crc = checksum_crc32c(0, to, length);
@@ -55,15 +55,13 @@ int view_get(const struct engine_view *view, uint8_t *to, uint32_t length, uint6
 		return -EBADMSG;
 	}
 	copying = &escape;
-	*crc = checksum_copy(0, to, view->map + at, length, false);
+	*crc = checksum_copy(0, to, view->map.at + at, length, false);
 	copying = NULL;
-	/* Unmaps these pages: here, where others do so as well, and not all of them at the end. */
-	madvise(view->map + at, image_aligned(length), MADV_DONTNEED);
+	map_done(&view->map, at, image_aligned(length));
 	return 0;
 }
 
 void view_end(struct engine_view *view)
 {
-	if (view->map)
-		munmap(view->map, view->size);
+	map_end(&view->map);
 }

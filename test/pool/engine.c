@@ -558,10 +558,11 @@ static void *filling_main(void *argument)
 static bool has_huge_pages(void)
 {
 	int file = file_new();
-	uint8_t *map = ftruncate(file, 4 * MIB) ? NULL : file_map(file, 4 * MIB, PROT_READ | PROT_WRITE);
-	bool has = map && ((*map = 1)) && !madvise(map, 2 * MIB, MADV_COLLAPSE);
+	struct engine_map map = {};
+	bool has = !ftruncate(file, 4 * MIB) && map_begin(&map, file, 4 * MIB, PROT_READ | PROT_WRITE) &&
+		   ((*map.at = 1)) && !madvise(map.at, HUGE_PAGE, MADV_COLLAPSE);
 
-	munmap(map, 4 * MIB);
+	map_end(&map);
 	close(file);
 	return has;
 }
@@ -597,9 +598,9 @@ static void filled(uint64_t present)
 	for (i = 0; i < 8; i++)
 		pthread_join(thread[i], NULL);
 	for (at = IMAGE_HEADER_SIZE; at < FILLED - IMAGE_BLOCK; at += 8)
-		wrong += *(uint64_t *)(filling.file.map + at) != at;
+		wrong += *(uint64_t *)(filling.file.map.at + at) != at;
 	huge = huge_mapped();
-	ok(filling.file.map && !filling.failed && !wrong, "%llu MiB filled by 8 threads, %llu there before: %llu wrong",
+	ok(filling.file.map.at && !filling.failed && !wrong, "%llu MiB filled by 8 threads, %llu there before: %llu wrong",
 	   (unsigned long long)(FILLED / MIB), (unsigned long long)(present / MIB), (unsigned long long)wrong);
 	if (has_huge_pages())
 		ok(huge >= least, "new pages are huge: %lu MiB of them", huge / 1024);
@@ -621,7 +622,7 @@ static void cut_off(void)
 	if (image_pwrite(file, block, IMAGE_BLOCK, 0))
 		abort();
 	view_begin(&view, file, IMAGE_BLOCK);
-	ok(view.map && !view_get(&view, block, IMAGE_BLOCK, 0, &crc) && crc == checksum_crc32c(0, block, IMAGE_BLOCK),
+	ok(view.map.at && !view_get(&view, block, IMAGE_BLOCK, 0, &crc) && crc == checksum_crc32c(0, block, IMAGE_BLOCK),
 	   "a block of a file in memory, and its checksum");
 	if (ftruncate(file, IMAGE_BLOCK / 2))
 		abort();
