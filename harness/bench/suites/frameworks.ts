@@ -19,6 +19,8 @@ interface Framework {
   readonly label: string;
   /** Python modules that it needs. */
   readonly modules: readonly string[];
+  /** Devices that it uses; default 1. Where there are fewer it is no part of the suite. */
+  readonly devices?: number;
   readonly workload: WorkloadOptions | (() => Promise<WorkloadOptions | undefined>);
 }
 
@@ -67,6 +69,13 @@ const GPU: readonly Framework[] = [
       const file = await buildCudartProgram();
       return file === undefined ? undefined : { program: { kind: 'binary', file } };
     },
+  },
+  {
+    name: 'two-gpus',
+    label: 'CUDA C, driver API, two GPUs',
+    modules: [],
+    devices: 2,
+    workload: { memoryMib: 8192, pieces: 16, devices: 2, busy: true, replace: true },
   },
 ];
 
@@ -138,7 +147,8 @@ async function cycles(lab: Lab, name: string, workload: Workload): Promise<Outco
 const LEFT = ['small', 'ordered', 'managed', 'array', 'shared', 'refused'] as const;
 
 function experiment({ bed, only }: SuiteOptions): Experiment {
-  const known = bed.driver === 'gpu' ? GPU : SOFTWARE;
+  const present = bed.facts.devices?.length ?? 1;
+  const known = (bed.driver === 'gpu' ? GPU : SOFTWARE).filter(({ devices = 1 }) => devices <= present);
   for (const name of only ?? []) {
     if (known.some((framework) => framework.name === name)) continue;
     throw usageError(`there is no program '${name}' here`, `choose from ${known.map((each) => each.name).join(', ')}`);
