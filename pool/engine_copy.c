@@ -10,8 +10,8 @@
 
 /*
  * What takes time is mapping: of the 30 ms for 4 GiB in 128 pieces, with 20 calls of the driver for each, copying was 2
- * (docs/results/h200-2026-11-22/engine-save.jsonl). So one thread makes as few calls as can be: the pieces of a batch
- * that are on one device are mapped into one range, the new ones behind the old ones, opened together and copied
+ * (docs/results/h200-2026-11-22/earlier/engine-save.jsonl). So one thread makes as few calls as can be: the pieces of a
+ * batch that are on one device are mapped into one range, the new ones behind the old ones, opened together and copied
  * together. Nothing is waited for until all copies are under way.
  */
 struct copying {

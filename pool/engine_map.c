@@ -10,8 +10,8 @@
 /*
  * What has been read or written is unmapped on the way, by those who did it: at the end one thread would take half a
  * second for 32 GiB of small pages. But in whole windows, once all of a window is done: to unmap a part of a huge page,
- * the kernel unmaps all of it from all processors while it holds a lock for the whole GiB (16 threads read at 33 GB/s
- * that way, and at 47 from small pages).
+ * the kernel unmaps all of it from all processors while it holds a lock for the whole GiB. 16 threads loaded 32 GiB at
+ * 36 GB/s at best that way (docs/results/h200-2026-11-22/sizes-32gib.json), and now load at 48 (load-staged.json).
  */
 #define WINDOW (32ull << 20)
 
