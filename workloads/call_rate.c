@@ -2,18 +2,22 @@
 /*
  * How long a driver call takes, in bursts and by command: several of these live side by side, with the shim and without, and
  * take turns. Says READY, then reads a line for each burst, "CALL THREADS MILLISECONDS", and answers it with a line of JSON.
+ * "CALL_direct" is the same burst past the shim that this process has, on the same streams.
  */
 #include <cuda.h>
 #include <dlfcn.h>
+#include <link.h>
 #include <pthread.h>
 #include <sched.h>
 #include <semaphore.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "../preload/elf.h"
 #include "asked.h"
 #include "kernels.ptx.h"
 
@@ -33,15 +37,19 @@
 	F(cuLaunchKernel, (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, \
 			   void **, void **))
 
-#define DECLARE(name, args) static CUresult(*p_##name) args;
-DRIVER_TABLE(DECLARE)
+/* The functions that dlsym finds, which are the shim's if there is one; and the driver's own. */
+static struct driver {
+#define DECLARE(name, args) CUresult(*name) args;
+	DRIVER_TABLE(DECLARE)
+} found, direct;
 
-#define CU(call, ...)                                                                                                  \
+#define CU_OF(driver, call, ...)                                                                                       \
 	do {                                                                                                           \
-		CUresult result = p_##call(__VA_ARGS__);                                                               \
+		CUresult result = (driver)->call(__VA_ARGS__);                                                         \
 		if (result)                                                                                            \
 			fail(#call ": %d", result);                                                                    \
 	} while (0)
+#define CU(call, ...) CU_OF(&found, call, __VA_ARGS__)
 
 enum { THREADS_MAX = 64, PASSES_MAX = 20000, MS_MAX = 60000 };
 
@@ -53,12 +61,17 @@ enum call { LAUNCH, RECORD, FREE_HOST, GET_CURRENT, CALLS };
 static const struct {
 	const char *name;
 	int each;
-} calls[CALLS] = {{"launch", 200}, {"record", 1000}, {"free_host", 2000}, {"get_current", 2000}};
+	size_t function; /* in struct driver */
+} calls[CALLS] = {{"launch", 200, offsetof(struct driver, cuLaunchKernel)},
+		  {"record", 1000, offsetof(struct driver, cuEventRecord)},
+		  {"free_host", 2000, offsetof(struct driver, cuMemFreeHost)},
+		  {"get_current", 2000, offsetof(struct driver, cuCtxGetCurrent)}};
 
 static CUcontext ctx;
 static CUfunction kernel;
 static CUdeviceptr memory;
 static enum call what;
+static const struct driver *timed;
 static double limit_ns;
 static pthread_barrier_t barrier;
 static cpu_set_t allowed;
@@ -101,6 +114,7 @@ static double pass(struct thread *thread)
 	uint64_t words = 1;
 	uint32_t seed = 0;
 	void *args[] = {&memory, &words, &seed};
+	const struct driver *driver = timed;
 	int each = calls[what].each;
 	double begin = now_ns();
 	CUcontext current;
@@ -108,20 +122,20 @@ static double pass(struct thread *thread)
 	switch (what) {
 	case LAUNCH:
 		for (int i = 0; i < each; i++)
-			CU(cuLaunchKernel, kernel, 1, 1, 1, 32, 1, 1, 0, thread->stream, args, NULL);
-		CU(cuStreamSynchronize, thread->stream);
+			CU_OF(driver, cuLaunchKernel, kernel, 1, 1, 1, 32, 1, 1, 0, thread->stream, args, NULL);
+		CU_OF(driver, cuStreamSynchronize, thread->stream);
 		break;
 	case RECORD:
 		for (int i = 0; i < each; i++)
-			CU(cuEventRecord, thread->event, thread->stream);
+			CU_OF(driver, cuEventRecord, thread->event, thread->stream);
 		break;
 	case FREE_HOST:
 		for (int i = 0; i < each; i++)
-			CU(cuMemFreeHost, NULL);
+			CU_OF(driver, cuMemFreeHost, NULL);
 		break;
 	default:
 		for (int i = 0; i < each; i++)
-			CU(cuCtxGetCurrent, &current);
+			CU_OF(driver, cuCtxGetCurrent, &current);
 	}
 	return (now_ns() - begin) / each;
 }
@@ -194,17 +208,35 @@ static double measure(int n)
 	return sum / n;
 }
 
-static void start(void)
+static bool is_at(const struct elf_object *o, const void *map)
+{
+	return o->base == ((const struct link_map *)map)->l_addr;
+}
+
+/* The driver's own functions are in its table of symbols: the shim answers dlsym. */
+static void find_driver(void)
 {
 	void *lib = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-	CUmodule module;
+	struct elf_object object;
+	struct link_map *map;
 
 	if (!lib)
 		fail("no driver: %s", dlerror());
+	if (dlinfo(lib, RTLD_DI_LINKMAP, &map) || !elf_select(is_at, map, &object))
+		fail("the driver is not among the loaded objects");
 #define FIND(name, args)                                                                                               \
-	if (!(p_##name = dlsym(lib, #name)))                                                                           \
+	found.name = dlsym(lib, #name);                                                                                \
+	direct.name = elf_find(&object, #name);                                                                        \
+	if (!found.name || !direct.name)                                                                               \
 		fail("the driver has no " #name);
 	DRIVER_TABLE(FIND)
+}
+
+static void start(void)
+{
+	CUmodule module;
+
+	find_driver();
 	if (sched_getaffinity(0, sizeof(allowed), &allowed))
 		fail("its processors cannot be told");
 	CU(cuInit, 0);
@@ -215,23 +247,38 @@ static void start(void)
 	CU(cuModuleGetFunction, &kernel, module, "cudapool_fill");
 }
 
+/* Sets what a burst calls, and whose functions: there is something to compare only where those differ. */
+static void choose(const char *name)
+{
+	size_t length = 0, at;
+
+	for (what = 0; what < CALLS; what++) {
+		length = strlen(calls[what].name);
+		if (!strncmp(name, calls[what].name, length))
+			break;
+	}
+	if (what == CALLS || (name[length] && strcmp(name + length, "_direct")))
+		fail("no such call: %s", name);
+	timed = name[length] ? &direct : &found;
+	at = calls[what].function;
+	if (timed == &direct && !memcmp((char *)&found + at, (char *)&direct + at, sizeof(void *)))
+		fail("%s: no shim is between this process and its driver", name);
+}
+
 int main(int argc, char **argv)
 {
-	char line[64], name[16];
+	char line[64], name[24];
 	int n, ms;
 
 	if (argc != 1)
-		fail("usage: call_rate <<<'launch|record|free_host|get_current THREADS MILLISECONDS'");
+		fail("usage: call_rate <<<'launch|record|free_host|get_current[_direct] THREADS MILLISECONDS'");
 	start();
 	printf("READY\n");
 	fflush(stdout);
 	while (fgets(line, sizeof(line), stdin)) {
-		if (sscanf(line, "%15s %d %d", name, &n, &ms) != 3 || n < 1 || n > THREADS_MAX || ms < 1 || ms > MS_MAX)
+		if (sscanf(line, "%23s %d %d", name, &n, &ms) != 3 || n < 1 || n > THREADS_MAX || ms < 1 || ms > MS_MAX)
 			fail("not a burst: %s", line);
-		for (what = 0; what < CALLS && strcmp(name, calls[what].name); what++)
-			;
-		if (what == CALLS)
-			fail("no such call: %s", name);
+		choose(name);
 		limit_ns = ms * 1e6;
 		printf("{\"call\": \"%s\", \"threads\": %d, \"value\": %.3f}\n", name, n, measure(n));
 		fflush(stdout);

@@ -27,7 +27,7 @@ t.test('processes take turns', async (t) => {
   const { records } = await readDocument(file);
   t.same(
     records.map(({ case: name }) => name),
-    ['calls', 'python'],
+    ['calls', 'launches', 'python'],
   );
   for (const record of records) {
     t.ok(record.complete);
@@ -35,9 +35,10 @@ t.test('processes take turns', async (t) => {
     t.ok(record.runs.every(({ verified, error }) => verified && error === undefined));
     const abreast = Number(record.setup.abreast);
     for (const [i, { variant, notes, values }] of record.runs.entries()) {
-      t.equal(variant, ['without', 'with', 'again'][i % 3]);
+      const baseline = record.case === 'launches' ? 'direct' : 'without';
+      t.equal(variant, [baseline, 'with', 'again'][i % 3]);
       const round = Math.floor(i / 3);
-      t.equal(notes?.group, record.case === 'calls' ? round : round % abreast, 'each group in its turn');
+      t.equal(notes?.group, record.case === 'python' ? round % abreast : round, 'each group in its turn');
       t.ok(record.metrics.every(({ name }) => (values[name] ?? 0) > 0));
     }
     t.ok(
@@ -52,10 +53,11 @@ t.test('processes take turns', async (t) => {
     'free_host_1_ns',
     'get_current_16_ns',
     'get_current_1_ns',
-    'launch_1_ns',
     'record_1_ns',
   ]);
-  t.equal(records[1]?.facts.step_ms_driver_calls, 1 + 16 + 1 + 1, 'a set, copies, a wait, and a copy to the host');
+  t.match(records[1]?.targets, [{ kind: 'paired', metric: 'launch_1_ns', baseline: 'direct', by: 'ratio', max: 1.01 }]);
+  t.match(records[1]?.setup, { direct: /'launch_direct /, with: /'launch /, again: /'launch_direct / });
+  t.equal(records[2]?.facts.step_ms_driver_calls, 1 + 16 + 1 + 1, 'a set, copies, a wait, and a copy to the host');
   t.match(ran.stderr, /steady \(calls\) run 1 without the shim: [\d.]+ ns/);
   t.match(ran.stdout, /cannot tell|holds|does not hold/);
 });
@@ -90,6 +92,17 @@ t.test('a program that takes turns', async (t) => {
     lines: [/no such call/],
   });
   await player.end();
+  const alone = await startPlayer([join(built.workloads, 'call_rate')], { env, readyMs: 20_000 });
+  await t.rejects(alone.turn('launch_direct 1 5', 10_000), { message: /it ended/, lines: [/no shim is between/] });
+  await alone.end();
+  const shimmed = await startPlayer([join(built.workloads, 'call_rate')], {
+    env: { ...env, LD_PRELOAD: built.shim },
+    readyMs: 20_000,
+  });
+  for (const call of ['launch', 'launch_direct', 'get_current_direct', 'record_direct', 'record'])
+    t.match(await shimmed.turn(`${call} 1 5`, 10_000), { call, threads: 1 });
+  await t.rejects(shimmed.turn('launch_directly 1 5', 10_000), { message: /it ended/, lines: [/no such call/] });
+  await shimmed.end();
   await t.rejects(startPlayer(['/nonexistent/program'], { env, readyMs: 5000 }), {
     message: /did not become ready: .*ENOENT/,
   });
