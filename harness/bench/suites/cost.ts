@@ -85,6 +85,6 @@ export const costSuite: Suite = {
   name: 'cost',
   summary: 'what the shim adds to a call that needs no action, and to a process without CUDA',
   runs: 3,
-  seconds: 40,
+  seconds: 120,
   experiments: (options) => [experiment(options)],
 };

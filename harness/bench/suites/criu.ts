@@ -85,6 +85,6 @@ export const criuSuite: Suite = {
   name: 'criu',
   summary: "CRIU alone on a plain process: dump and restore, upstream's plugin against the pool",
   runs: 10,
-  seconds: 55,
+  seconds: 65,
   experiments: (options) => [experiment(options)],
 };

@@ -188,7 +188,7 @@ export const loadSuite: Suite = {
   summary: 'an image into the GPU: GB/s by threads and chunk from the page cache, and from the disk (--only cold)',
   runs: 3,
   warmup: 0,
-  seconds: 120,
+  seconds: 160,
   experiments: chosen,
   leaveOut: async (_, name) =>
     name === 'cold' && isInMemory(diskStorage())

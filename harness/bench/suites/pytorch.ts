@@ -74,7 +74,7 @@ export const pytorchSuite: Suite = {
   name: 'pytorch',
   summary: "PyTorch's first CUDA call, cold and with the shim",
   runs: 8,
-  seconds: 75,
+  seconds: 90,
   unfit: async (bed) => {
     if (bed.driver !== 'gpu') return 'PyTorch needs a GPU: it does not run on the software driver';
     return (await hasModule('torch')) ? undefined : 'python3 has no PyTorch';

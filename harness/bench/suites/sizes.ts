@@ -168,6 +168,6 @@ export const reserveSuite: Suite = {
   runs: 3,
   warmup: 0,
   ways: true,
-  seconds: 90,
+  seconds: 30,
   experiments: (options) => [reserved(options)],
 };
