@@ -27,7 +27,7 @@ static double now(void)
 	} while (0)
 #define R(e) SAY("%-70s %d\n", #e, (int)(e))
 
-static void attributes(const char *what, CUdeviceptr p)
+static inline void attributes(const char *what, CUdeviceptr p)
 {
 	static const char *names[] = {"",        "CONTEXT", "MEMTYPE", "DEVPTR",  "HOSTPTR", "P2P",
 				      "SYNC",    "BUFID",   "MANAGED", "ORDINAL", "IPC",     "START",
