@@ -12,6 +12,7 @@ struct view {
 	size_t size;
 	int device;
 	unsigned access; /* of the current context's device */
+	bool usable;     /* by kernels in the current context */
 };
 
 /* With the map's lock held. */
@@ -28,7 +29,9 @@ static bool look(struct view *view, CUdeviceptr ptr)
 	view->base = view->range->start;
 	view->size = view->range->counted ? view->range->counted : view->range->size;
 	view->device = view->range->device;
-	view->access = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+	view->access = CU_MEM_ACCESS_FLAGS_PROT_READWRITE; /* an allocation of another device is said to have it, too */
+	view->usable = view->range->kind != SOFTCUDA_ALLOC || !ctx || view->device == ctx->device ||
+		       ctx->peers & 1u << view->device;
 	if (view->range->kind != SOFTCUDA_RESERVED)
 		return true;
 	index = softcuda_piece_index(view->range, ptr - view->range->start);
@@ -41,6 +44,7 @@ static bool look(struct view *view, CUdeviceptr ptr)
 	view->access = view->piece->writable & bit   ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE
 		       : view->piece->readable & bit ? CU_MEM_ACCESS_FLAGS_PROT_READ
 						     : CU_MEM_ACCESS_FLAGS_PROT_NONE;
+	view->usable = view->access;
 	return true;
 }
 
@@ -52,7 +56,7 @@ CUresult do_cuMemGetAddressRange_v2(CUdeviceptr *base, size_t *size, CUdeviceptr
 	if (!base && !size)
 		return CUDA_SUCCESS;
 	pthread_rwlock_rdlock(&softcuda_map_lock);
-	found = look(&view, ptr) && view.access;
+	found = look(&view, ptr) && view.usable;
 	if (found && base)
 		*base = view.base;
 	if (found && size)
@@ -75,8 +79,8 @@ static CUresult attribute_of(const struct view *view, CUpointer_attribute attrib
 		*(unsigned *)value = host ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE;
 		return CUDA_SUCCESS;
 	case CU_POINTER_ATTRIBUTE_DEVICE_POINTER:
-		*(CUdeviceptr *)value = view->access ? ptr : 0;
-		return view->access ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+		*(CUdeviceptr *)value = view->usable ? ptr : 0;
+		return view->usable ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 	case CU_POINTER_ATTRIBUTE_HOST_POINTER:
 		*(void **)value = both ? (void *)(uintptr_t)ptr : NULL;
 		return both ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;

@@ -38,8 +38,8 @@ static bool returns_done(CUstream stream, enum softcuda_where to, enum softcuda_
 /* HOST: pageable memory is welcome there; DEVICE: only what the driver knows. */
 enum side { DEVICE = 0, HOST = 1 };
 
-static CUresult copy(CUdeviceptr to, enum side to_side, CUdeviceptr from, enum side from_side, size_t bytes,
-		     CUstream stream, bool wait)
+static CUresult copy_by(enum softcuda_use use, CUdeviceptr to, enum side to_side, CUdeviceptr from,
+			enum side from_side, size_t bytes, CUstream stream, bool wait)
 {
 	struct softcuda_op op = {.kind = OP_COPY,
 				 .copy = {.to = to,
@@ -53,11 +53,17 @@ static CUresult copy(CUdeviceptr to, enum side to_side, CUdeviceptr from, enum s
 
 	if (!bytes)
 		return CUDA_SUCCESS;
-	if (!softcuda_known(to, bytes, op.copy.to_host, &to_where) ||
-	    !softcuda_known(from, bytes, op.copy.from_host, &from_where))
+	if (!softcuda_known(to, bytes, op.copy.to_host, use, &to_where) ||
+	    !softcuda_known(from, bytes, op.copy.from_host, use, &from_where))
 		return CUDA_ERROR_INVALID_VALUE;
 	op.copy.gbps = speed(to_where, from_where);
 	return submit(&op, stream, wait || returns_done(stream, to_where, from_where));
+}
+
+static CUresult copy(CUdeviceptr to, enum side to_side, CUdeviceptr from, enum side from_side, size_t bytes,
+		     CUstream stream, bool wait)
+{
+	return copy_by(SOFTCUDA_BY_COPY, to, to_side, from, from_side, bytes, stream, wait);
 }
 
 CUresult do_cuMemcpy(CUdeviceptr to, CUdeviceptr from, size_t bytes)
@@ -105,7 +111,7 @@ static CUresult peer(CUdeviceptr to, CUcontext to_ctx, CUdeviceptr from, CUconte
 {
 	if (!softcuda_context(to_ctx) || !softcuda_context(from_ctx))
 		return CUDA_ERROR_INVALID_CONTEXT;
-	return copy(to, DEVICE, from, DEVICE, bytes, stream, wait);
+	return copy_by(SOFTCUDA_BY_PEER, to, DEVICE, from, DEVICE, bytes, stream, wait);
 }
 
 CUresult do_cuMemcpyPeer(CUdeviceptr to, CUcontext to_ctx, CUdeviceptr from, CUcontext from_ctx, size_t bytes)
@@ -149,7 +155,7 @@ static CUdeviceptr box_start(struct box *box, const CUDA_MEMCPY3D *c, size_t *sl
 	    __builtin_mul_overflow(box->z, *slice, &z))
 		return 0;
 	start += z + y + box->x;
-	return softcuda_known(start, bytes, box->type != CU_MEMORYTYPE_DEVICE, where) ? start : 0;
+	return softcuda_known(start, bytes, box->type != CU_MEMORYTYPE_DEVICE, SOFTCUDA_BY_COPY, where) ? start : 0;
 }
 
 static CUresult copy_3d(const CUDA_MEMCPY3D *c, CUstream stream, bool wait)
@@ -244,7 +250,7 @@ static CUresult fill(CUdeviceptr to, size_t pitch, unsigned value, unsigned elem
 	    (height > 1 && pitch < row) || __builtin_mul_overflow(height - 1, pitch, &bytes) ||
 	    __builtin_add_overflow(bytes, row, &bytes))
 		return CUDA_ERROR_INVALID_VALUE;
-	if (!softcuda_known(to, bytes, false, NULL))
+	if (!softcuda_known(to, bytes, false, SOFTCUDA_BY_FILL, NULL))
 		return CUDA_ERROR_INVALID_VALUE;
 	op.fill.to = to;
 	op.fill.count = width;

@@ -268,12 +268,14 @@ int softcuda_piece_unmap(struct softcuda_range *range, struct softcuda_piece *pi
 void softcuda_physicals_forget(void);
 
 enum softcuda_where { SOFTCUDA_ON_DEVICE, SOFTCUDA_ON_PINNED, SOFTCUDA_ON_PAGEABLE };
+/* Of another device's memory, without access: what names the device reaches all, a copy cuMemAlloc's, a fill none. */
+enum softcuda_use { SOFTCUDA_BY_PEER, SOFTCUDA_BY_COPY, SOFTCUDA_BY_FILL };
 /*
- * Asked when work is submitted: does the driver know all of [ptr, ptr + bytes)? Of a reservation it only asks when
- * the work is carried out what is mapped there. host_too: an address that it does not know is taken as pageable host
- * memory.
+ * Asked when work is submitted: does the driver know all of [ptr, ptr + bytes), and is it not closed to the current
+ * device's `use`? Of a reservation it only asks when the work is carried out whether all of it is mapped. host_too: an
+ * address that it does not know is taken as pageable host memory.
  */
-bool softcuda_known(CUdeviceptr ptr, size_t bytes, bool host_too, enum softcuda_where *where);
+bool softcuda_known(CUdeviceptr ptr, size_t bytes, bool host_too, enum softcuda_use use, enum softcuda_where *where);
 /*
  * Asked when work is carried out, with the map's lock held: the host address behind it, or NULL if not all of it may
  * be used so by the context. copying: by a copy, which may also go through the memory's own device.

@@ -159,7 +159,28 @@ void *softcuda_reach(CUdeviceptr ptr, size_t bytes, bool write, struct CUctx_st 
 	return range->alias + (ptr - range->start);
 }
 
-bool softcuda_known(CUdeviceptr ptr, size_t bytes, bool host_too, enum softcuda_where *where)
+/* Another device's memory that the current one may not use so (probes/reach.c). */
+static bool closed(const struct softcuda_range *range, CUdeviceptr ptr, size_t bytes, enum softcuda_use use)
+{
+	size_t offset = ptr - range->start, end = offset + bytes;
+	struct CUctx_st *ctx = softcuda_current();
+	unsigned index;
+
+	if (use == SOFTCUDA_BY_PEER)
+		return false;
+	if (range->kind == SOFTCUDA_ORDERED || (range->kind == SOFTCUDA_ALLOC && use == SOFTCUDA_BY_FILL))
+		return range->device != ctx->device && !range_reachable(range, ptr, bytes, true, ctx, false);
+	for (index = softcuda_piece_index(range, offset);
+	     index < range->piece_count && range->pieces[index].offset < end; index++) {
+		const struct softcuda_piece *piece = &range->pieces[index];
+
+		if (piece->physical->device != ctx->device && !(piece->readable & 1u << ctx->device))
+			return true;
+	}
+	return false;
+}
+
+bool softcuda_known(CUdeviceptr ptr, size_t bytes, bool host_too, enum softcuda_use use, enum softcuda_where *where)
 {
 	enum softcuda_where found = SOFTCUDA_ON_PAGEABLE;
 	struct softcuda_range *range;
@@ -167,7 +188,7 @@ bool softcuda_known(CUdeviceptr ptr, size_t bytes, bool host_too, enum softcuda_
 
 	pthread_rwlock_rdlock(&softcuda_map_lock);
 	range = softcuda_range_find(ptr);
-	known = range ? inside(range, ptr, bytes) : host_too && ptr;
+	known = range ? inside(range, ptr, bytes) && !closed(range, ptr, bytes, use) : host_too && ptr;
 	if (range)
 		found = range->kind == SOFTCUDA_PINNED || range->kind == SOFTCUDA_REGISTERED ? SOFTCUDA_ON_PINNED
 											     : SOFTCUDA_ON_DEVICE;

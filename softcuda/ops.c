@@ -80,7 +80,7 @@ static CUresult fill(struct CUctx_st *ctx, const struct softcuda_op *op)
 	char *to;
 
 	pthread_rwlock_rdlock(&softcuda_map_lock);
-	to = softcuda_reach(op->fill.to, span(width, op->fill.height, 1, op->fill.pitch, 0), true, ctx, true, false);
+	to = softcuda_reach(op->fill.to, span(width, op->fill.height, 1, op->fill.pitch, 0), true, ctx, false, false);
 	for (size_t row = 0; to && row < op->fill.height; row++)
 		fill_row(to + row * op->fill.pitch, op);
 	pthread_rwlock_unlock(&softcuda_map_lock);

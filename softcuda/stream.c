@@ -545,7 +545,7 @@ static CUresult value_op(CUstream handle, CUdeviceptr address, uint64_t value, u
 
 	if (!stream)
 		return result;
-	if (!softcuda_known(address, size, false, NULL) || address % size)
+	if (!softcuda_known(address, size, false, SOFTCUDA_BY_PEER, NULL) || address % size)
 		return CUDA_ERROR_INVALID_VALUE;
 	op.value.address = address;
 	op.value.value = value;

@@ -98,7 +98,7 @@ static void peers(void)
 	CUmemGenericAllocationHandle other;
 	CUcontext first, second;
 	size_t free, before, total;
-	CUdeviceptr legacy, mapped;
+	CUdeviceptr legacy, mapped, own, base;
 	CUuuid uuids[2];
 	unsigned word;
 	int can;
@@ -117,9 +117,15 @@ static void peers(void)
 	must(cuMemGetInfo(&free, &total));
 	ok(free == before, "memory of one device is not taken from the other");
 	is(cuMemcpyDtoH(&word, legacy, 4), CUDA_SUCCESS); /* copies go through the other device */
+	is(cuMemcpyHtoD(legacy, &word, 4), CUDA_SUCCESS);
+	is(cuMemsetD8(legacy, 1, 4), CUDA_ERROR_INVALID_VALUE);
+	is(cuMemGetAddressRange(&base, &free, legacy), CUDA_ERROR_NOT_FOUND);
+	is(cuPointerGetAttribute(&base, CU_POINTER_ATTRIBUTE_DEVICE_POINTER, legacy), CUDA_ERROR_INVALID_VALUE);
 	is(cuMemcpyPeer(legacy, second, legacy + 4096, second, 16), CUDA_SUCCESS);
 	is(cuCtxEnablePeerAccess(second, 0), CUDA_SUCCESS);
 	is(fill_at(legacy), CUDA_SUCCESS);
+	is(cuMemsetD8(legacy, 1, 4), CUDA_SUCCESS);
+	is(cuMemGetAddressRange(&base, &free, legacy), CUDA_SUCCESS);
 	is(cuCtxDisablePeerAccess(second), CUDA_SUCCESS);
 	is(fill_at(legacy), CUDA_ERROR_ILLEGAL_ADDRESS);
 	must(cuCtxSetCurrent(second));
@@ -131,8 +137,20 @@ static void peers(void)
 	must(cuMemAddressReserve(&mapped, GRAIN, 0, 0, 0));
 	must(cuMemMap(mapped, GRAIN, 0, other, 0));
 	give_access(mapped, 1, CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
-	is(cuMemcpyDtoH(&word, mapped, 4), CUDA_SUCCESS);
+	must(cuMemAlloc(&own, GRAIN));
+	is(cuMemcpyHtoD(mapped, &word, 4), CUDA_ERROR_INVALID_VALUE); /* but not to mapped memory (probes/reach.c) */
+	is(cuMemcpyDtoH(&word, mapped, 4), CUDA_ERROR_INVALID_VALUE);
+	is(cuMemcpyDtoHAsync(&word, mapped, 4, CU_STREAM_PER_THREAD), CUDA_ERROR_INVALID_VALUE);
+	is(cuMemcpyDtoD(own, mapped, 4), CUDA_ERROR_INVALID_VALUE);
+	is(cuMemcpyDtoD(mapped, own, 4), CUDA_ERROR_INVALID_VALUE);
+	is(cuMemcpy(mapped, own, 4), CUDA_ERROR_INVALID_VALUE);
+	is(cuMemsetD8(mapped, 1, 4), CUDA_ERROR_INVALID_VALUE);
+	is(cuMemcpyPeer(mapped, second, own, ctx, 4), CUDA_SUCCESS);
+	is(cuMemcpyPeer(own, ctx, mapped, second, 4), CUDA_SUCCESS);
+	must(cuMemFree(own));
 	give_access(mapped, 0, CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
+	is(cuMemcpyDtoH(&word, mapped, 4), CUDA_SUCCESS);
+	is(cuMemsetD8(mapped, 1, 4), CUDA_SUCCESS);
 	is(fill_at(mapped), CUDA_SUCCESS);
 	give_access(mapped, 0, CU_MEM_ACCESS_FLAGS_PROT_NONE);
 	is(fill_at(mapped), CUDA_ERROR_ILLEGAL_ADDRESS);
