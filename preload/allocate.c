@@ -53,7 +53,6 @@ CUresult cudapool_region_make(struct memory *m, struct region **out, uint64_t by
 	uint64_t span = round_up(bytes);
 	struct region *region = NULL;
 	struct block *block;
-	uint32_t access;
 	CUdeviceptr start;
 	CUresult r;
 
@@ -74,14 +73,13 @@ CUresult cudapool_region_make(struct memory *m, struct region **out, uint64_t by
 		region->span = span;
 		region->context = context;
 		region->device = device;
-		access = cudapool_peers_of(m, context, device);
-		region->readable = region->writable = access;
+		cudapool_access_note(m, region);
 		if (context)
 			m->context[device] = context;
 		cudapool_region_enter(m, region);
 	}
 	cudapool_unlock(&m->lock);
-	r = region ? cudapool_access_set(start, span, access, access, 0) : CUDA_ERROR_NOT_SUPPORTED;
+	r = region ? cudapool_access_give(region, start, span, 0) : CUDA_ERROR_NOT_SUPPORTED;
 	if (r == CUDA_SUCCESS) {
 		*out = region;
 		return r;

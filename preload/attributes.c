@@ -93,6 +93,7 @@ WRAPPER(cuMemGetInfo_v2, (size_t *free, size_t *total), (free, total))
 enum whose {
 	DRIVERS, /* the driver's answer is right */
 	OURS,	 /* some of it must be corrected */
+	UNASKED, /* the same, and the current device has access that nobody asked for */
 	NOBODYS, /* mapped, but no memory of the application's: behind the end of an allocation, or free in a pool */
 };
 
@@ -101,6 +102,9 @@ static enum whose look_up(CUdeviceptr ptr, struct region *copy, struct block *bl
 	struct memory *m = cudapool_memory(false);
 	enum whose whose = DRIVERS;
 	struct region *region;
+	CUcontext context;
+	uint32_t unasked = 0;
+	int device;
 
 	if (!m)
 		return DRIVERS;
@@ -110,6 +114,7 @@ static enum whose look_up(CUdeviceptr ptr, struct region *copy, struct block *bl
 		*copy = *region;
 		*block = *region->block;
 		whose = ptr - region_start(region) < region->bytes ? OURS : NOBODYS;
+		unasked = region->unasked;
 	} else {
 		/* What is free in a pool is mapped all the same. */
 		region = (struct region *)cudapool_tree_at_most(m->chunks, ptr);
@@ -117,6 +122,8 @@ static enum whose look_up(CUdeviceptr ptr, struct region *copy, struct block *bl
 			whose = NOBODYS;
 	}
 	cudapool_unlock(&m->lock);
+	if (whose == OURS && unasked && cudapool_memory_current(&context, &device) && unasked >> device & 1)
+		whose = UNASKED;
 	return whose;
 }
 
@@ -185,7 +192,11 @@ static CUresult on_cuPointerGetAttribute(void *value, CUpointer_attribute attrib
 
 	if (whose == NOBODYS)
 		return CUDA_ERROR_INVALID_VALUE;
-	if (whose == OURS && answer(&region, &block, attribute, value))
+	if (whose == UNASKED && attribute == CU_POINTER_ATTRIBUTE_DEVICE_POINTER) {
+		put_wide(value, 0);
+		return CUDA_ERROR_INVALID_VALUE;
+	}
+	if (whose != DRIVERS && answer(&region, &block, attribute, value))
 		return CUDA_SUCCESS;
 	return DRIVER(cuPointerGetAttribute)(value, attribute, ptr);
 }
@@ -207,10 +218,12 @@ static CUresult on_cuPointerGetAttributes(unsigned int count, CUpointer_attribut
 	for (i = 0; i < count; i++) {
 		if (!values[i])
 			continue;
-		if (whose == OURS)
+		if (whose != NOBODYS)
 			answer(&region, &block, attributes[i], values[i]);
 		else if (attributes[i] == CU_POINTER_ATTRIBUTE_HOST_POINTER)
 			put_wide(values[i], ptr);
+		if (whose == UNASKED && attributes[i] == CU_POINTER_ATTRIBUTE_DEVICE_POINTER)
+			put_wide(values[i], 0);
 	}
 	return r;
 }
@@ -243,7 +256,7 @@ static CUresult on_cuMemGetAddressRange_v2(CUdeviceptr *base, size_t *size, CUde
 	struct region region;
 	struct block block;
 	enum whose whose = look_up(ptr, &region, &block);
-	CUresult r = DRIVER(cuMemGetAddressRange_v2)(base, size, whose == NOBODYS ? UNKNOWN : ptr);
+	CUresult r = DRIVER(cuMemGetAddressRange_v2)(base, size, whose == NOBODYS || whose == UNASKED ? UNKNOWN : ptr);
 
 	if (r == CUDA_SUCCESS && whose == OURS) {
 		if (base)

@@ -28,14 +28,14 @@ static CUresult unmap_at(const struct region *region, const struct piece *piece)
 	return DRIVER(cuMemUnmap)(region_start(region) + piece->offset, piece->bytes);
 }
 
-static CUresult map_at(const struct region *region, const struct piece *piece)
+static CUresult map_at(struct region *region, const struct piece *piece)
 {
 	CUdeviceptr address = region_start(region) + piece->offset;
 	CUresult r = DRIVER(cuMemMap)(address, piece->bytes, 0, piece->handle, 0);
 
 	if (r != CUDA_SUCCESS)
 		return r;
-	r = cudapool_access_set(address, piece->bytes, region->readable, region->writable, 0);
+	r = cudapool_access_give(region, address, piece->bytes, 0);
 	if (r != CUDA_SUCCESS)
 		DRIVER(cuMemUnmap)(address, piece->bytes);
 	return r;

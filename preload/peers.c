@@ -6,6 +6,10 @@
  * The driver gives a context with peer access every allocation of the peer context, also future ones; mapped memory
  * is given to each device by name. So peer access is written down here, and turned into access to our regions. The
  * lock is held meanwhile: this is rare, and a region that is half given would stay so.
+ *
+ * Copies reach what cuMemAlloc gives from contexts of all devices, mapped memory only from those with access
+ * (probes/reach.c). So our allocations are open to every device on which there is a context, if that device can. The
+ * driver restores what it checkpointed with such access. Stream-ordered memory is closed to other devices' copies, too.
  */
 static int device_of(CUcontext context)
 {
@@ -20,34 +24,83 @@ static int device_of(CUcontext context)
 	return known ? device : -1;
 }
 
-uint32_t cudapool_peers_of(struct memory *m, CUcontext context, int device)
+void cudapool_access_note(struct memory *m, struct region *region)
 {
-	uint32_t devices = 1u << device;
+	uint32_t asked = 1u << region->device;
 	struct peer *peer;
 
-	for (peer = m->peers; peer; peer = peer->next)
-		if (peer->to == context)
-			devices |= 1u << peer->from_device;
-	return devices;
+	if (region->kind == REGION_ALLOCATION) {
+		for (peer = m->peers; peer; peer = peer->next)
+			if (peer->to == region->context)
+				asked |= 1u << peer->from_device;
+		region->unasked = m->near[region->device] & ~asked;
+	}
+	region->readable = region->writable = asked | region->unasked;
 }
 
-/* What is allocated in `context` is given to, or taken from, devices, as it is written down now. */
-static CUresult apply(struct memory *m, CUcontext context, int device)
+CUresult cudapool_access_give(struct region *region, CUdeviceptr address, uint64_t bytes, uint32_t none)
 {
-	uint32_t devices = cudapool_peers_of(m, context, device);
+	CUresult r = cudapool_access_set(address, bytes, region->readable, region->writable, none);
+	uint32_t unasked = region->unasked;
+
+	if (r == CUDA_SUCCESS || !unasked)
+		return r;
+	region->readable &= ~unasked;
+	region->writable &= ~unasked;
+	region->unasked = 0;
+	return cudapool_access_set(address, bytes, region->readable, region->writable, none | unasked);
+}
+
+/* What is allocated in `context` (NULL: in any) is given to, or taken from, devices, as it is written down now. */
+static CUresult apply(struct memory *m, CUcontext context)
+{
 	struct region *region = cudapool_region_after(m, 0);
 	CUresult first = CUDA_SUCCESS, r;
 
 	for (; region; region = cudapool_region_after(m, region_start(region))) {
-		if (region->kind != REGION_ALLOCATION || region->context != context || region->readable == devices)
+		uint32_t had = region->readable;
+
+		if (region->kind != REGION_ALLOCATION || (context && region->context != context))
 			continue;
-		r = cudapool_access_set(region_start(region), region->span, devices, devices,
-					region->readable & ~devices);
-		region->readable = region->writable = devices;
+		cudapool_access_note(m, region);
+		if (region->readable == had)
+			continue;
+		r = cudapool_access_give(region, region_start(region), region->span, had & ~region->readable);
 		if (first == CUDA_SUCCESS)
 			first = r;
 	}
 	return first;
+}
+
+static void can_reach(struct memory *m, int from, int to)
+{
+	int can;
+
+	if (DRIVER(cuDeviceCanAccessPeer)(&can, from, to) == CUDA_SUCCESS && can)
+		m->near[to] |= 1u << from;
+}
+
+void cudapool_peers_device(CUdevice device)
+{
+	struct memory *m = cudapool_memory(true);
+	uint32_t others;
+	int other;
+
+	if (!m || device < 0 || device >= MEMORY_DEVICES ||
+	    __atomic_load_n(&m->devices, __ATOMIC_RELAXED) & 1u << device)
+		return;
+	cudapool_lock(&m->lock);
+	others = m->devices & ~(1u << device);
+	for (other = 0; other < MEMORY_DEVICES; other++) {
+		if (!(others & 1u << other))
+			continue;
+		can_reach(m, device, other);
+		can_reach(m, other, device);
+	}
+	if (others)
+		apply(m, NULL); /* what cannot be given is an error of the copies, as told there */
+	__atomic_fetch_or(&m->devices, 1u << device, __ATOMIC_RELAXED);
+	cudapool_unlock(&m->lock);
 }
 
 static void forget(struct memory *m, struct peer **link)
@@ -76,10 +129,10 @@ static CUresult on_cuCtxEnablePeerAccess(CUcontext to, unsigned int flags)
 	if (peer) {
 		*peer = (struct peer){m->peers, from, to, device, to_device, ++m->next_id, false};
 		m->peers = peer;
-		r = apply(m, to, to_device);
+		r = apply(m, to);
 		if (r != CUDA_SUCCESS) {
 			forget(m, &m->peers);
-			apply(m, to, to_device);
+			apply(m, to);
 		}
 	} else {
 		r = CUDA_ERROR_OUT_OF_MEMORY;
@@ -105,9 +158,8 @@ static CUresult on_cuCtxDisablePeerAccess(CUcontext to)
 	for (link = &m->peers; *link; link = &(*link)->next) {
 		if ((*link)->from != from || (*link)->to != to)
 			continue;
-		device = (*link)->to_device;
 		forget(m, link);
-		r = apply(m, to, device);
+		r = apply(m, to);
 		break;
 	}
 	cudapool_unlock(&m->lock);
@@ -121,7 +173,6 @@ void cudapool_peers_gone(struct memory *m, const struct cudapool_ending *ending)
 
 	while (*link) {
 		CUcontext from = (*link)->from, to = (*link)->to;
-		int device = (*link)->to_device;
 
 		if ((from != ending->context && to != ending->context) || (*link)->id > ending->last) {
 			link = &(*link)->next;
@@ -129,7 +180,7 @@ void cudapool_peers_gone(struct memory *m, const struct cudapool_ending *ending)
 		}
 		forget(m, link);
 		if (to != ending->context)
-			apply(m, to, device);
+			apply(m, to);
 	}
 }
 

@@ -73,6 +73,7 @@ struct region {
 	CUcontext context;   /* with which it ends; NULL: with none */
 	CUmemoryPool pool;   /* of REGION_ORDERED: CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE */
 	uint32_t readable, writable; /* devices, as bits */
+	uint32_t unasked; /* of those: given without the application asking, for copies as of the driver's own memory */
 	int device;
 	uint8_t kind;	 /* enum region_kind */
 	uint8_t left;	 /* enum cudapool_left, for REGION_DRIVERS */
@@ -123,6 +124,8 @@ struct memory {
 	CUcontext context[MEMORY_DEVICES]; /* one that lives, if we know one */
 	size_t pitch_unit[MEMORY_DEVICES], total[MEMORY_DEVICES];
 	struct peer *peers;
+	uint32_t devices; /* as bits: on which the application has had a context */
+	uint32_t near[MEMORY_DEVICES]; /* those of them that can access this one, without itself */
 	struct slab peer_slab, pool_slab, chunk_slab, gap_slab, stamp_slab;
 	bool rdma[MEMORY_DEVICES], usable[MEMORY_DEVICES], asked[MEMORY_DEVICES];
 };
@@ -230,8 +233,18 @@ void cudapool_import_reopened(struct import *import); /* by cuMemRetainAllocatio
 void cudapool_import_released(CUmemGenericAllocationHandle handle); /* any of the driver's; takes the lock */
 
 /* peers.c */
-/* Devices, as bits, that may use the allocations of `context` on `device`: itself too. With the lock held. */
-uint32_t cudapool_peers_of(struct memory *m, CUcontext context, int device);
+/*
+ * Writes down which devices may use a region's memory: its own, and, if it is an allocation, those with peer access and
+ * those near it. With the lock held.
+ */
+void cudapool_access_note(struct memory *m, struct region *region);
+/*
+ * Carries that out for a part of a region; `none` lose what they had. If that fails, it is tried, and written down,
+ * without what nobody asked for.
+ */
+CUresult cudapool_access_give(struct region *region, CUdeviceptr address, uint64_t bytes, uint32_t none);
+/* The application has a context on this device from now on, if it had none before. Takes the lock. */
+void cudapool_peers_device(CUdevice device);
 void cudapool_peers_gone(struct memory *m, const struct cudapool_ending *ending); /* with the lock held */
 
 /* attributes.c: asks the pool for memory that it would give up. True: it may be there now, try again. */

@@ -130,7 +130,7 @@ static void forget_context(struct context_note *note)
 
 /* The rest: without the lock. */
 
-void cudapool_note_context(CUcontext context)
+void cudapool_note_context(CUcontext context, CUdevice device)
 {
 	struct context_note *note;
 	bool first;
@@ -148,6 +148,7 @@ void cudapool_note_context(CUcontext context)
 		cudapool_memory_report(state.page);
 		state.context_ms = cudapool_now_ms();
 	}
+	cudapool_peers_device(device);
 }
 
 CUcontext cudapool_context_owner(CUcontext context)
@@ -382,18 +383,18 @@ static CUresult on_cuStreamDestroy_v2(CUstream stream)
 }
 WRAPPER(cuStreamDestroy_v2, (CUstream stream), (stream))
 
-/* Of the device of a context; NULL: it does not say. */
-static CUcontext primary_of(CUcontext context)
+/* Of the device of a context, and which that is; NULL and -1: it does not say. */
+static CUcontext primary_of(CUcontext context, CUdevice *device)
 {
 	CUcontext primary = NULL;
 	struct aside aside;
-	CUdevice device;
 
+	*device = -1;
 	if (!cudapool_aside(&aside, context))
 		return NULL;
-	if (DRIVER(cuCtxGetDevice)(&device) == CUDA_SUCCESS &&
-	    DRIVER(cuDevicePrimaryCtxRetain)(&primary, device) == CUDA_SUCCESS)
-		DRIVER(cuDevicePrimaryCtxRelease_v2)(device);
+	if (DRIVER(cuCtxGetDevice)(device) == CUDA_SUCCESS &&
+	    DRIVER(cuDevicePrimaryCtxRetain)(&primary, *device) == CUDA_SUCCESS)
+		DRIVER(cuDevicePrimaryCtxRelease_v2)(*device);
 	cudapool_aside_end(&aside);
 	return primary;
 }
@@ -404,11 +405,12 @@ static CUresult on_cuCtxFromGreenCtx(CUcontext *context, CUgreenCtx green)
 	CUresult r = REAL(cuCtxFromGreenCtx)(context, green);
 	struct context_note *note;
 	CUcontext primary;
+	CUdevice device;
 
 	if (r != CUDA_SUCCESS)
 		return r;
-	cudapool_note_context(*context);
-	primary = primary_of(*context);
+	primary = primary_of(*context, &device);
+	cudapool_note_context(*context, device);
 	cudapool_streams_lock();
 	note = cudapool_context_noted(*context);
 	if (note) {

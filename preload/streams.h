@@ -79,8 +79,8 @@ struct aside {
 bool cudapool_aside(struct aside *aside, CUcontext context);
 void cudapool_aside_end(const struct aside *aside);
 
-/* A context was made, or handed out: once or again. Within the gate. */
-void cudapool_note_context(CUcontext context);
+/* A context on a device was made, or handed out: once or again. Within the gate. */
+void cudapool_note_context(CUcontext context, CUdevice device);
 /* Whose memory it is that is made in a context: its own, but for a green one the primary one's. */
 CUcontext cudapool_context_owner(CUcontext context);
 /* The first one noted after `after`, in no order of meaning, that stands for a green one of this primary one, or NULL. */

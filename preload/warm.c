@@ -361,7 +361,7 @@ CUresult cudapool_wrap_cuDevicePrimaryCtxRetain(CUcontext *ctx, CUdevice device)
 		lock();
 		if (wait_until_warm() && ctx) {
 			*ctx = state.context;
-			cudapool_note_context(*ctx);
+			cudapool_note_context(*ctx, device);
 			state.primaries |= primary_bit(device);
 			handed_back();
 			unlock();
@@ -371,7 +371,7 @@ CUresult cudapool_wrap_cuDevicePrimaryCtxRetain(CUcontext *ctx, CUdevice device)
 	}
 	r = REAL(cuDevicePrimaryCtxRetain)(ctx, device);
 	if (r == CUDA_SUCCESS)
-		cudapool_note_context(*ctx);
+		cudapool_note_context(*ctx, device);
 	if (r == CUDA_SUCCESS && !(state.primaries & primary_bit(device))) {
 		__atomic_fetch_or(&state.primaries, primary_bit(device), __ATOMIC_RELAXED);
 		made_its_own();
@@ -544,7 +544,7 @@ static bool take_created(CUcontext *ctx, unsigned int flags, CUdevice device)
 	lock();
 	if (wait_until_warm() && DRIVER(cuCtxPushCurrent_v2)(state.context) == CUDA_SUCCESS) {
 		*ctx = state.context;
-		cudapool_note_context(*ctx);
+		cudapool_note_context(*ctx, device);
 		handed_back();
 		taken = true;
 	}
@@ -552,10 +552,10 @@ static bool take_created(CUcontext *ctx, unsigned int flags, CUdevice device)
 	return taken;
 }
 
-static CUresult created(CUresult r, const CUcontext *ctx)
+static CUresult created(CUresult r, const CUcontext *ctx, CUdevice device)
 {
 	if (r == CUDA_SUCCESS) {
-		cudapool_note_context(*ctx);
+		cudapool_note_context(*ctx, device);
 		made_its_own();
 	}
 	return r;
@@ -571,13 +571,14 @@ CUresult cudapool_wrap_cuCtxCreate(CUcontext *ctx, unsigned int flags, CUdevice 
 			give_up("the application uses the first version of cuCtxCreate");
 		unlock();
 	}
-	return created(REAL(cuCtxCreate)(ctx, flags, device), ctx);
+	return created(REAL(cuCtxCreate)(ctx, flags, device), ctx, device);
 }
 
 CUresult cudapool_wrap_cuCtxCreate_v2(CUcontext *ctx, unsigned int flags, CUdevice device)
 {
 	ENTER();
-	return take_created(ctx, flags, device) ? CUDA_SUCCESS : created(REAL(cuCtxCreate_v2)(ctx, flags, device), ctx);
+	return take_created(ctx, flags, device) ? CUDA_SUCCESS
+						: created(REAL(cuCtxCreate_v2)(ctx, flags, device), ctx, device);
 }
 
 CUresult cudapool_wrap_cuCtxCreate_v3(CUcontext *ctx, CUexecAffinityParam *affinity, int count, unsigned int flags,
@@ -586,7 +587,7 @@ CUresult cudapool_wrap_cuCtxCreate_v3(CUcontext *ctx, CUexecAffinityParam *affin
 	ENTER();
 	if (!affinity && !count && take_created(ctx, flags, device))
 		return CUDA_SUCCESS;
-	return created(REAL(cuCtxCreate_v3)(ctx, affinity, count, flags, device), ctx);
+	return created(REAL(cuCtxCreate_v3)(ctx, affinity, count, flags, device), ctx, device);
 }
 
 CUresult cudapool_wrap_cuCtxCreate_v4(CUcontext *ctx, CUctxCreateParams *params, unsigned int flags, CUdevice device)
@@ -594,5 +595,5 @@ CUresult cudapool_wrap_cuCtxCreate_v4(CUcontext *ctx, CUctxCreateParams *params,
 	ENTER();
 	if (!params && take_created(ctx, flags, device))
 		return CUDA_SUCCESS;
-	return created(REAL(cuCtxCreate_v4)(ctx, params, flags, device), ctx);
+	return created(REAL(cuCtxCreate_v4)(ctx, params, flags, device), ctx, device);
 }

@@ -577,6 +577,57 @@ static void threads(void)
 	printf("wrong: %d, all of it is free again: %d\n", wrong, before == after);
 }
 
+/* Copies with the current device's memory and another's, and what is said of that. */
+static void copies(CUdeviceptr own, CUcontext own_context, CUdeviceptr other, CUcontext other_context)
+{
+	static uint64_t number;
+	uint64_t from = ++number, to[3] = {0};
+
+	SAY(cuMemcpyHtoD_v2(other, &from, sizeof(from)));
+	SAY(cuMemcpyDtoD_v2(own, other, sizeof(from)));
+	SAY(cuMemcpyDtoH_v2(&to[0], own, sizeof(from)));
+	SAY(cuMemcpyDtoD_v2(other + 64, own, sizeof(from)));
+	SAY(cuMemcpyDtoH_v2(&to[1], other + 64, sizeof(from)));
+	SAY(cuMemcpy(other + 128, own, sizeof(from)));
+	SAY(cuMemcpyPeer(own + 64, own_context, other + 128, other_context, sizeof(from)));
+	SAY(cuMemcpyDtoH_v2(&to[2], own + 64, sizeof(from)));
+	printf("arrived: %d %d %d\n", to[0] == from, to[1] == from, to[2] == from);
+	tell(other, other + 4096);
+}
+
+static void devices(void)
+{
+	CUdeviceptr before, after, own, ordered;
+	CUcontext two, one;
+
+	begin();
+	one = context;
+	SAY(cuMemAlloc_v2(&before, 4 * MiB));
+	SAY(cuMemAllocAsync(&ordered, 4 * MiB, NULL));
+	SAY(cuStreamSynchronize(NULL));
+	SAY(cuDevicePrimaryCtxRetain(&two, 1));
+	SAY(cuMemAlloc_v2(&after, 40 * MiB));
+	SAY(cuCtxSetCurrent(two));
+	SAY(cuMemAlloc_v2(&own, 4 * MiB));
+	copies(own, two, before, context);
+	copies(own, two, after, context);
+	SAY(cuMemcpyDtoD_v2(own, ordered, 8));
+	SAY(cuCtxDisablePeerAccess(context));
+	SAY(cuCtxEnablePeerAccess(context, 0));
+	SAY(cuCtxEnablePeerAccess(context, 0));
+	SAY(cuMemsetD8_v2(before, 1, 4096));
+	copies(own, two, before, context);
+	SAY(cuCtxDisablePeerAccess(context));
+	copies(own, two, before, context);
+	SAY(cuCtxSetCurrent(one));
+	context = two; /* whose memory is told of */
+	copies(before, one, own, two);
+	SAY(cuMemFree_v2(own));
+	SAY(cuMemFree_v2(ordered));
+	SAY(cuMemFree_v2(before));
+	SAY(cuMemFree_v2(after));
+}
+
 int main(int argc, char **argv)
 {
 	static const struct {
@@ -584,7 +635,8 @@ int main(int argc, char **argv)
 		void (*run)(void);
 	} runs[] = {{"errors", errors},	    {"attributes", attributes}, {"vmm", vmm},
 		    {"contexts", contexts}, {"out", memory_runs_out},	{"capture", capture},
-		    {"threads", threads},   {"ordered", ordered},	{"ordered_threads", ordered_threads}};
+		    {"threads", threads},   {"ordered", ordered},	{"ordered_threads", ordered_threads},
+		    {"devices", devices}};
 	unsigned i;
 
 	cu = memory_api();

@@ -9,9 +9,10 @@ const out = await buildSnippets('shim');
 const program = (name: string): string => join(out, name);
 
 t.test('the same memory with and without', async (t) => {
-  const { env } = softCuda(t, { SOFTCUDA_DEVICES: '1', SOFTCUDA_MEMORY_MB: '4096' });
-  const subjects = ['errors', 'attributes', 'vmm', 'contexts', 'out', 'capture', 'threads', 'ordered'];
+  const subjects = ['errors', 'attributes', 'vmm', 'contexts', 'out', 'capture', 'threads', 'ordered', 'devices'];
   for (const subject of subjects) {
+    const SOFTCUDA_DEVICES = subject === 'devices' ? '2' : '1';
+    const { env } = softCuda(t, { SOFTCUDA_DEVICES, SOFTCUDA_MEMORY_MB: '4096' });
     const says = async (shim: string, extra: Record<string, string> = {}): Promise<string> => {
       const run = { timeoutMs: 20_000, env: { ...env, ...extra, LD_PRELOAD: shim } };
       return (await exec(program('memory'), [subject], run)).stdout;

@@ -53,6 +53,8 @@
 	F(cuMemGetAllocationPropertiesFromHandle)                                                                      \
 	F(cuMemExportToShareableHandle)                                                                                \
 	F(cuMemImportFromShareableHandle)                                                                              \
+	F(cuMemcpy)                                                                                                    \
+	F(cuMemcpyPeer)                                                                                                \
 	F(cuMemcpyHtoD_v2)                                                                                             \
 	F(cuMemcpyDtoH_v2)                                                                                             \
 	F(cuMemcpyDtoD_v2)                                                                                             \

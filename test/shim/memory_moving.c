@@ -141,6 +141,88 @@ static void many(void)
 	ok(hook_report()->parked_bytes == 0, "nothing is left");
 }
 
+/* From the current device to another's memory and back, by each way that does not name that device. */
+static bool copied(CUdeviceptr other, CUdeviceptr own)
+{
+	uint64_t from = other * 31 + own, to = 0, last = 0;
+
+	return !cu.cuMemcpyHtoD_v2(other + 8, &from, 8) && !cu.cuMemcpyDtoD_v2(own + 8, other + 8, 8) &&
+	       !cu.cuMemcpyDtoD_v2(other + 16, own + 8, 8) && !cu.cuMemcpy(own + 16, other + 16, 8) &&
+	       !cu.cuMemcpyDtoH_v2(&to, own + 16, 8) && !cu.cuMemcpyDtoH_v2(&last, other + 16, 8) && to == from &&
+	       last == from;
+}
+
+/* As the driver says where the current device can use the memory by itself. */
+static bool usable(CUdeviceptr ptr)
+{
+	CUdeviceptr same = 0;
+
+	return !cu.cuPointerGetAttribute(&same, CU_POINTER_ATTRIBUTE_DEVICE_POINTER, ptr) && same == ptr;
+}
+
+/* Copies reach what is allocated before and after the first context on another device, also after a park. */
+static void devices(void)
+{
+	CUdeviceptr before, after, ordered, later, there, own;
+	CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+				    .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
+	CUmemGenericAllocationHandle handle;
+	CUcontext one = begin(0), two;
+
+	MUST(cuMemAlloc_v2(&before, 4 << 20));
+	MUST(cuMemAllocAsync(&ordered, 4 << 20, NULL));
+	MUST(cuStreamSynchronize(NULL));
+	MUST(cuMemAddressReserve(&own, 4 << 20, 0, 0, 0));
+	MUST(cuMemCreate(&handle, 4 << 20, &prop, 0));
+	MUST(cuMemMap(own, 4 << 20, 0, handle, 0));
+	use(own, 4 << 20, 0);
+	MUST(cuDevicePrimaryCtxRetain(&two, 1));
+	MUST(cuMemAlloc_v2(&after, 4 << 20));
+	MUST(cuMemAllocAsync(&later, 64 << 20, NULL));
+	MUST(cuStreamSynchronize(NULL));
+	MUST(cuCtxSetCurrent(two));
+	MUST(cuMemAlloc_v2(&there, 4 << 20));
+	ok(copied(before, there) && copied(after, there), "copies with another device current reach allocations");
+	ok(cu.cuMemcpyDtoD_v2(there, ordered, 8) == CUDA_ERROR_INVALID_VALUE &&
+		   cu.cuMemcpyDtoD_v2(there, later, 8) == CUDA_ERROR_INVALID_VALUE,
+	   "as the driver's, they do not reach a pool's that is not open");
+	ok(cu.cuMemcpyDtoD_v2(there, own, 8) == CUDA_ERROR_INVALID_VALUE, "what is the application's to open is not open");
+	ok(!usable(before) && !usable(after) && usable(there), "nobody is told that it can be used otherwise");
+	ok(cycle("devices") && copied(before, there) && copied(after, there) &&
+		   cu.cuMemcpyDtoD_v2(there, ordered, 8) == CUDA_ERROR_INVALID_VALUE &&
+		   cu.cuMemcpyDtoD_v2(there, own, 8) == CUDA_ERROR_INVALID_VALUE,
+	   "all that is so after a park");
+	MUST(cuCtxSetCurrent(one));
+	ok(copied(there, before) && !usable(there), "and the other way round");
+}
+
+/* Where a device cannot be given access, that is an error of copies, and of nothing else. */
+static void apart(void)
+{
+	CUcontext one = begin(0), two;
+	CUdeviceptr before, there, late;
+
+	MUST(cuMemAlloc_v2(&before, 4 << 20));
+	mark(before, 4 << 20, 1);
+	MUST(cuDevicePrimaryCtxRetain(&two, 1));
+	MUST(cuMemAlloc_v2(&late, 4 << 20));
+	mark(late, 4 << 20, 2);
+	MUST(cuCtxSetCurrent(two));
+	MUST(cuMemAlloc_v2(&there, 4 << 20));
+	ok(hook_report()->parked_bytes == 12 << 20, "all of it can be parked");
+	ok(cu.cuMemcpyDtoD_v2(there, before, 8) == CUDA_ERROR_INVALID_VALUE &&
+		   cu.cuMemcpyDtoD_v2(there, late, 8) == CUDA_ERROR_INVALID_VALUE,
+	   "copies do not reach it");
+	ok(!cu.cuMemcpyPeer(there, two, before, one, 8), "but those that name the devices");
+	MUST(cuCtxSetCurrent(one));
+	ok(copied(there, before), "the other way they do");
+	mark(before, 4 << 20, 1);
+	ok(cycle("apart") && marked(before, 4 << 20, 1) && marked(late, 4 << 20, 2), "it goes and comes back");
+	MUST(cuCtxSetCurrent(two));
+	MUST(cuCtxEnablePeerAccess(one, 0));
+	ok(copied(before, there) && copied(late, there), "with peer access all is well");
+}
+
 /* Two devices; peer access is withdrawn and comes back, and with it access to the memory. */
 static void peers(void)
 {
@@ -155,12 +237,12 @@ static void peers(void)
 	MUST(cuCtxSetCurrent(two));
 	MUST(cuMemAlloc_v2(&there, 8 << 20));
 	mark(there, 8 << 20, 2);
-	ok(reachable(there) && !reachable(here), "without peer access the other device's memory is not usable");
+	ok(usable(there) && !usable(here), "without peer access the other device's memory is not usable");
 	MUST(cuCtxEnablePeerAccess(one, 0));
 	MUST(cuCtxSetCurrent(one));
 	MUST(cuMemAlloc_v2(&later, 4 << 20));
 	MUST(cuCtxSetCurrent(two));
-	ok(reachable(here) && reachable(later) && !cu.cuMemsetD8_v2(later, 1, 1),
+	ok(usable(here) && usable(later) && !cu.cuMemsetD8_v2(later, 1, 1),
 	   "with it, it is, also what comes later");
 	page = hook_report();
 	ok(page->parked_bytes == 16 << 20 && memcmp(page->devices[0].uuid, page->devices[1].uuid, 16),
@@ -169,10 +251,10 @@ static void peers(void)
 	ok(count == 3 && !hook_peers(1), "peer access is withdrawn");
 	ok(cu.cuCtxDisablePeerAccess(one) == CUDA_ERROR_PEER_ACCESS_NOT_ENABLED, "the driver has none left");
 	ok(!hook_peers(0) && !hook_unpark(fds, count), "and is given back");
-	ok(reachable(here) && !cu.cuMemsetD8_v2(later, 1, 1) && marked(there, 8 << 20, 2),
+	ok(usable(here) && !cu.cuMemsetD8_v2(later, 1, 1) && marked(there, 8 << 20, 2),
 	   "the memory is usable as before");
 	MUST(cuCtxDisablePeerAccess(one));
-	ok(!reachable(here) && cycle("without peers") && !reachable(here) && !reachable(later) && reachable(there),
+	ok(!usable(here) && cycle("without peers") && !usable(here) && !usable(later) && usable(there),
 	   "until the application takes it back");
 	MUST(cuCtxSetCurrent(one));
 	ok(marked(here, 4 << 20, 1), "nothing was lost");
@@ -333,9 +415,10 @@ static void ordered(void)
 
 int main(int argc, char **argv)
 {
-	static const struct moving_run runs[] = {{"cycles", cycles},   {"little", little},	 {"many", many},
-						 {"peers", peers},     {"counted", counted}, {"ordered", ordered},
-						 {"refused", refused}, {"stuck", stuck}};
+	static const struct moving_run runs[] = {{"cycles", cycles}, {"little", little},	   {"many", many},
+						 {"peers", peers},   {"devices", devices}, {"apart", apart},
+						 {"counted", counted}, {"ordered", ordered}, {"refused", refused},
+						 {"stuck", stuck}};
 
 	return moving_main(runs, sizeof(runs) / sizeof(runs[0]), argc, argv);
 }

@@ -22,6 +22,8 @@ t.test('out and back', async (t) => {
     ['little', { SOFTCUDA_MEMORY_MB: '160' }],
     ['many', { SOFTCUDA_MEMORY_MB: '32768' }],
     ['peers', {}],
+    ['devices', {}],
+    ['apart', { SOFTCUDA_FAULTS: 'cuMemSetAccess=999@2,cuMemSetAccess=999@3' }],
     ['counted', {}],
     ['ordered', {}],
     ...['cuMemCreate=801@1', 'cuMemAddressReserve=999@1', 'cuMemMap=1@3', 'cuMemSetAccess=1@1'].map(
