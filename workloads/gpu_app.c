@@ -134,7 +134,8 @@ static const char usage[] = "usage: gpu_app --dir DIR [options]\n"
 			    "before CUDA (default 1)\n"
 			    "  --when start|ask    use CUDA at the start (default), or not before the first question\n"
 			    "  --api primary|create  the device's primary context (default), or one of cuCtxCreate\n"
-			    "  --by kernel|copy    fill and read the memory by kernels (default), or by copies\n"
+			    "  --by kernel|copy    fill and read the memory by kernels (default), or by copies; those of\n"
+			    "                      --kind alloc with the next device's context current\n"
 			    "  --seed N            what the memory is filled with (default 1)\n";
 
 static uint64_t number(const char *name, const char *text, uint64_t min, uint64_t max)

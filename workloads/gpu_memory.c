@@ -97,6 +97,15 @@ static struct gpu_device *device_of(struct gpu *g, unsigned piece)
 	return &g->device[piece % g->shape.devices];
 }
 
+/*
+ * Where a piece is copied from and to: with several devices, where it is not, as a copy reaches cuMemAlloc's memory from
+ * everywhere.
+ */
+static struct gpu_device *copier_of(struct gpu *g, unsigned piece)
+{
+	return device_of(g, g->shape.kind == GPU_ALLOC ? piece + 1 : piece);
+}
+
 static uint64_t piece_words(const struct gpu *g)
 {
 	return g->shape.words / g->shape.pieces;
@@ -207,6 +216,7 @@ static void fill_by_copies(struct gpu *g, unsigned p)
 	uint64_t words = piece_filled(g);
 	uint32_t seed = piece_seed(g, p);
 
+	use(g, copier_of(g, p));
 	for (uint64_t at = 0; at < words && !g->failed; at += COPY_WORDS) {
 		size_t n = words - at < COPY_WORDS ? words - at : COPY_WORDS;
 
@@ -221,6 +231,7 @@ static uint64_t checksum_by_copies(struct gpu *g, unsigned p)
 	static uint32_t part[COPY_WORDS];
 	uint64_t words = piece_words(g), sum = 0;
 
+	use(g, copier_of(g, p));
 	for (uint64_t at = 0; at < words && !g->failed; at += COPY_WORDS) {
 		size_t n = words - at < COPY_WORDS ? words - at : COPY_WORDS;
 
@@ -277,10 +288,8 @@ static void find_sums(struct gpu *g)
 	size_t size = g->shape.pieces * sizeof(uint64_t);
 
 	if (g->copies) {
-		for (unsigned p = 0; p < g->shape.pieces; p++) {
-			use(g, device_of(g, p));
+		for (unsigned p = 0; p < g->shape.pieces; p++)
 			g->sums[p] = checksum_by_copies(g, p);
-		}
 		return;
 	}
 	for (unsigned d = 0; d < g->shape.devices; d++) {

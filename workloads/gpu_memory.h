@@ -23,7 +23,7 @@ struct gpu_shape {
 	unsigned devices;
 	enum gpu_kind kind;
 	bool create; /* contexts of cuCtxCreate instead of the primary ones */
-	bool copies; /* fill and read by copies */
+	bool copies; /* fill and read by copies, of GPU_ALLOC with another device current where there is one */
 	bool busy;   /* there is work in flight all the time */
 };
 

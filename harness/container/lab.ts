@@ -63,6 +63,8 @@ export interface WorkloadOptions {
   readonly devices?: number;
   /** Work is in flight all the time. */
   readonly busy?: boolean;
+  /** What fills and reads it; default: kernels. Copies are made with another device current, where it has one. */
+  readonly by?: 'kernel' | 'copy';
   /** Frees and allocates between answers. */
   readonly replace?: boolean;
   readonly processes?: number;
@@ -238,6 +240,7 @@ export async function makeLab(options: LabOptions = {}): Promise<Lab> {
     `--kind=${o.kind ?? 'alloc'}`,
     `--devices=${o.devices ?? 1}`,
     ...(o.busy === true ? ['--busy'] : []),
+    `--by=${o.by ?? 'kernel'}`,
     ...(o.replace === true ? ['--replace'] : []),
     `--processes=${o.processes ?? 1}`,
     `--when=${o.when ?? 'start'}`,

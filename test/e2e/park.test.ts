@@ -86,6 +86,22 @@ for (const kind of ['map', 'ordered', 'managed'] as const) {
   });
 }
 
+t.test('copies with another device current', async (t) => {
+  const lab = await labFor(t, { env: { SOFTCUDA_DEVICES: '2' } });
+  await lab.startPool();
+  const shape = { memoryMib: 16, pieces: 4, devices: 2 };
+  const workload = await lab.start({ ...shape, by: 'copy', replace: true, shim: true });
+  await verify(t, workload, shape, 'at the start');
+  for (const way of ['hot-move', 'stock', 'hot-move']) {
+    const options = way === 'stock' ? { env: { CRIU_CUDA_CONTEXT_POOL: '0' } } : {};
+    const dumped = await lab.checkpoint(workload, options);
+    const restored = await lab.restore(workload, options);
+    if (way === 'stock') t.same([dumped.path, restored.path], ['stock', 'stock'], 'by the driver alone');
+    else expectPaths(t, restored, [way], way);
+    await verify(t, workload, shape, way);
+  }
+});
+
 t.test('what came back from the pool can be dumped and restored without it', async (t) => {
   const lab = await labFor(t);
   await lab.startPool();

@@ -77,6 +77,13 @@ const GPU: readonly Framework[] = [
     devices: 2,
     workload: { memoryMib: 8192, pieces: 16, devices: 2, busy: true, replace: true },
   },
+  {
+    name: 'two-gpus-copies',
+    label: 'the same, by copies with the other GPU current',
+    modules: [],
+    devices: 2,
+    workload: { memoryMib: 512, pieces: 16, devices: 2, by: 'copy', replace: true },
+  },
 ];
 
 /** Without a GPU: the ways in which gpu_app allocates. */
