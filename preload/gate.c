@@ -148,10 +148,10 @@ void cudapool_gate_enter_slowly(void)
 	errno = saved_errno;
 }
 
-/* NULL: the call is to be refused, the application has not initialised the driver. */
+/* NULL: the application has not initialised the driver. */
 struct cudapool_slot *cudapool_held_enter(void)
 {
-	if (state.gate)
+	if (!__atomic_load_n(&state.app_inited, __ATOMIC_ACQUIRE))
 		return NULL;
 	cudapool_gate_enter_slowly();
 	return cudapool_slot;

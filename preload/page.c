@@ -113,7 +113,10 @@ void cudapool_page_make(void)
 	page->channel_fd = -1;
 	cudapool_state.start_time = start_time();
 	__atomic_store_n(&page->magic, CUDAPOOL_PAGE_MAGIC, __ATOMIC_RELEASE);
+	cudapool_lock(&cudapool_state.lock);
+	page->app_inited = cudapool_state.app_inited; /* another thread may have been faster */
 	__atomic_store_n(&cudapool_state.page, page, __ATOMIC_RELEASE);
+	cudapool_unlock(&cudapool_state.lock);
 }
 
 /*

@@ -144,8 +144,6 @@ struct memory *cudapool_memory(bool make);
 		int saved_errno = errno;                                                                               \
 		CUresult r;                                                                                            \
                                                                                                                        \
-		if (cudapool_state.gate)                                                                               \
-			return CUDA_ERROR_NOT_INITIALIZED;                                                             \
 		cudapool_gate_enter();                                                                                 \
 		r = on_##name args;                                                                                    \
 		cudapool_gate_leave();                                                                                 \

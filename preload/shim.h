@@ -35,18 +35,19 @@ struct cudapool_slot {
 #define CUDAPOOL_UNKNOWN 64 /* names of functions that we do not know, and that are told apart */
 #define CUDAPOOL_STATE_ALIGN 65536 /* the largest page size */
 struct cudapool_state {
-	uint8_t gate;          /* 1: refuse what needs cuInit. The first two: stubs.S reads them, HELD ones both at once */
+	uint8_t app_inited;    /* the application's own cuInit succeeded, for good. stubs.S reads the first two, HELD at once */
 	uint8_t closed;        /* enum cudapool_gate_state in gate.h */
-	uint8_t app_inited;    /* the application's own cuInit succeeded */
 	uint8_t started;       /* cudapool_start() was called */
 	uint8_t warm_at_start; /* the thread's first task */
 	uint8_t drop;          /* the application has a context of its own: the warm one is not wanted any more */
 	uint8_t exiting;       /* begin nothing new */
-	uint8_t initialised;   /* the driver, by us */
+	uint8_t initialised;   /* the driver, by us, or it is about to be; changes with the lock held */
+	uint8_t warms;         /* our thread has begun to warm, once: see init.c */
 	uint8_t at_exit;       /* our exit handler is registered */
 	uint32_t lock;         /* of all that follows; cudapool_lock() */
 	uint32_t log_lock;
 	uint32_t stage;                /* enum warm_stage in warm.c; a futex */
+	uint32_t context_calls;        /* under way: those that make, change or end contexts */
 	int device;                    /* of the warm context, from RUNNING on */
 	bool created_kind;             /* it was made by cuCtxCreate and is not a primary one */
 	struct streams *streams;       /* the application's contexts and streams (streams.h); not inherited */
@@ -103,6 +104,11 @@ void *cudapool_libc_function(const char *name);            /* the first definiti
 /* page.c */
 void cudapool_page_make(void);
 void *cudapool_thread(void *unused);
+
+/* init.c */
+int cudapool_init_driver(void);           /* cuInit by us: 0 or a CUresult; in the shim's thread only */
+void cudapool_note_warming(bool now);     /* around whatever enters the driver; in the shim's thread only */
+bool cudapool_forked_while_warming(void); /* a child of that: the driver's locks may be held by nobody */
 
 /* warm.c */
 int cudapool_warm(const char *why); /* 0 or a CUresult; in the shim's thread only */

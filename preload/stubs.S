@@ -7,7 +7,8 @@
  * - its stub, at cudapool_stubs + N * CUDAPOOL_STUB_SIZE, is what dlsym and cuGetProcAddress hand out. It
  *   jumps to the driver's function, cudapool_real[N], which was stored before the stub was given to anyone;
  *   or to the wrapper; or, if it is a HELD one, enters the gate (gate.h), calls the driver's function with a copy of
- *   the arguments that are on the stack, and leaves the gate.
+ *   the arguments that are on the stack, and leaves the gate. Before the application's cuInit it calls cudapool_early
+ *   (init.c) instead, unless the wrapper is of use even then.
  * - its export, NAME@libcuda.so.1, is what a program that links libcuda directly is bound to. It jumps to
  *   cudapool_entry[N], which the first call finds out: the stub, or the function of another library that stands
  *   between us and the driver.
@@ -20,6 +21,12 @@
  * No table of pointers anywhere: it would have to be relocated in every process that never uses CUDA.
  */
 #include "stub_size.h"
+
+/* Wrappers that are of use before the application's cuInit. */
+	.set works_early_cuInit, 1
+	.set works_early_cuGetProcAddress, 1
+	.set works_early_cuGetProcAddress_v2, 1
+	.set works_early_cuGetProcAddress_v2_ptsz, 1
 
 #if defined(__x86_64__)
 
@@ -106,20 +113,60 @@
 	ret
 .endm
 
+/* rbp, the index and the way back are below the first argument on the stack. */
+.macro early_arguments
+	mov 8(%rbp), %rdi
+	mov %rsp, %rsi
+	lea 24(%rbp), %rdx
+.endm
+
+/* Jumped to from a stub, which is begun again if there is no answer. */
+.macro early
+	.cfi_startproc
+	push %r11
+	.cfi_adjust_cfa_offset 8
+	call_keeping cudapool_early, early_arguments
+	.cfi_def_cfa_offset 16
+	pop %r10
+	.cfi_adjust_cfa_offset -8
+	test %r11, %r11
+	js 1f
+	mov %r11d, %eax
+	ret
+1:	imul $CUDAPOOL_STUB_SIZE, %r10, %r10
+	lea cudapool_stubs(%rip), %r11
+	add %r10, %r11
+	jmp *%r11
+	.cfi_endproc
+.endm
+
+.macro early_call
+	mov $index, %r11d
+	jmp cudapool_early_keeping
+.endm
+
 .macro gated_stub name
 	cmpb $0, cudapool_state(%rip)
-	jne cudapool_refuse
+	je 1f
 	jmp *(cudapool_real + 8 * index)(%rip)
+1:	early_call
 .endm
 
 .macro wrapped_stub name
+.ifndef works_early_\name
+	cmpb $0, cudapool_state(%rip)
+	je 1f
+.endif
 	jmp cudapool_wrap_\name
+.ifndef works_early_\name
+1:	early_call
+.endif
 .endm
 
 /*
- * The first half is cudapool_gate_enter() of gate.h, with both gates looked at in one go; slot->depth is at 0, slot->self
- * at 8. r10 and r11 are nobody's. The stack is a multiple of 16 at a call, so it is a word off at our
- * entry.
+ * The first half is cudapool_gate_enter() of gate.h, with app_inited, which must be 1, and closed, which must be 0,
+ * looked at in one go; slot->depth is at 0, slot->self at 8. r10 and r11 are nobody's. The stack is a multiple of 16 at
+ * a call, so it is a word off at our entry.
  */
 .macro held_stub name, words
 	mov cudapool_slot@gottpoff(%rip), %r11
@@ -130,7 +177,7 @@
 	cmp %r10, 8(%r11)
 	jne 3f
 	incl (%r11)
-	cmpw $0, cudapool_state(%rip)
+	cmpw $1, cudapool_state(%rip)
 	jne 2f
 1:
 .if (\words) % 2
@@ -153,7 +200,7 @@
 3:	call cudapool_held_slowly
 	test %r11, %r11
 	jne 1b
-	jmp cudapool_refuse
+	early_call
 .endm
 
 .macro export_entry
@@ -235,18 +282,57 @@
 	ret
 .endm
 
+/* See the x86-64 ones. */
+.macro early_arguments
+	ldr x0, [sp, #224]
+	add x1, sp, #16
+	add x2, sp, #(224 + 16)
+.endm
+
+.macro early
+	.cfi_startproc
+	str x17, [sp, #-16]!
+	.cfi_adjust_cfa_offset 16
+	call_keeping cudapool_early, early_arguments
+	ldr x17, [sp], #16
+	.cfi_adjust_cfa_offset -16
+	tbnz x16, #63, 1f
+	mov w0, w16
+	ret
+1:	mov w16, #CUDAPOOL_STUB_SIZE
+	mul w17, w17, w16
+	adrp x16, cudapool_stubs
+	add x16, x16, #:lo12:cudapool_stubs
+	add x16, x16, x17
+	br x16
+	.cfi_endproc
+.endm
+
+.macro early_call
+	mov w17, #index
+	b cudapool_early_keeping
+.endm
+
 .macro gated_stub name
 	adrp x16, cudapool_state
 	ldrb w16, [x16, #:lo12:cudapool_state]
-	cbnz w16, 1f
+	cbz w16, 1f
 	adrp x16, cudapool_real + 8 * index
 	ldr x16, [x16, #:lo12:cudapool_real + 8 * index]
 	br x16
-1:	b cudapool_refuse
+1:	early_call
 .endm
 
 .macro wrapped_stub name
+.ifndef works_early_\name
+	adrp x16, cudapool_state
+	ldrb w16, [x16, #:lo12:cudapool_state]
+	cbz w16, 1f
+.endif
 	b cudapool_wrap_\name
+.ifndef works_early_\name
+1:	early_call
+.endif
 .endm
 
 /*
@@ -267,7 +353,8 @@
 	str w9, [x16]
 	adrp x9, cudapool_state
 	ldrh w9, [x9, #:lo12:cudapool_state]
-	cbnz w9, 2f
+	cmp w9, #1
+	b.ne 2f
 1:	stp x29, x30, [sp, #-32]!
 	.cfi_adjust_cfa_offset 32
 	.cfi_rel_offset x29, 0
@@ -311,7 +398,7 @@
 	.cfi_restore x29
 	.cfi_restore x30
 	cbnz x16, 1b
-	b cudapool_refuse
+	early_call
 .endm
 
 .macro export_entry
@@ -348,6 +435,12 @@ cudapool_held_slowly:
 	ret
 	.cfi_endproc
 	.size cudapool_held_slowly, . - cudapool_held_slowly
+
+	.balign 16
+	.type cudapool_early_keeping, %function
+cudapool_early_keeping:
+	early
+	.size cudapool_early_keeping, . - cudapool_early_keeping
 
 	.balign 16
 	.globl cudapool_refuse

@@ -17,7 +17,7 @@
 /*
  * The application must not be able to tell that a context waits:
  *
- * - until its own cuInit, every function answers CUDA_ERROR_NOT_INITIALIZED (the gate, stubs.S);
+ * - until its own cuInit, every function answers CUDA_ERROR_NOT_INITIALIZED (init.c);
  * - a waiting primary context is inactive and has no reference but ours. Ours becomes the application's at its
  *   first cuDevicePrimaryCtxRetain, and from then on the driver's own count is the truth;
  * - a waiting created context is given to a cuCtxCreate that asks for the same, by being pushed;
@@ -34,30 +34,26 @@ enum warm_stage {
 	STAGE_ENDED = 3, /* for good */
 };
 
-#define WAIT_STEP_MS 1000
-#define WAIT_STEPS   120 /* how long a call waits for a warming that hangs, before it goes the driver's own way */
-#define EXIT_STEPS   10  /* and how long the end of the process */
-#define SCHED_FLAGS  7u  /* CU_CTX_SCHED_*: the driver changes them in a live context */
+#define WAIT_STEP_MS  1000
+#define WAIT_STEPS    120 /* how long a call waits for a warming that hangs, before it goes the driver's own way */
+#define EXIT_STEPS    10  /* and how long the end of the process */
+#define ALONE_STEP_US 200
+#define ALONE_STEPS   50000 /* how long the warming waits for calls */
+#define SCHED_FLAGS   7u    /* CU_CTX_SCHED_*: the driver changes them in a live context */
 
 #define state cudapool_state
 /* Of a function with a wrapper of the same type. */
 #define REAL(name) ((__typeof__(&cudapool_wrap_##name))cudapool_real[cudapool_fn_##name])
 /* Of any function of <cuda.h>, also one that the application never looked up; may be NULL. */
 #define DRIVER(name) ((__typeof__(&name))cudapool_driver_function(cudapool_fn_##name))
-#define REFUSE_BEFORE_INIT()                                                                                           \
-	do {                                                                                                           \
-		if (state.gate)                                                                                        \
-			return CUDA_ERROR_NOT_INITIALIZED;                                                             \
-	} while (0)
-/* Making, changing and destroying contexts: not while memory is parked. */
+/* Making, changing and destroying contexts: not while memory is parked, and seen by a warming that begins. */
 #define ENTER()                                                                                                        \
-	REFUSE_BEFORE_INIT();                                                                                          \
-	CUDAPOOL_WITHIN_GATE()
+	CUDAPOOL_WITHIN_GATE();                                                                                        \
+	const char counted __attribute__((cleanup(leave_contexts), unused)) = (enter_contexts(), 0)
 
 typedef struct CUgreenCtx_st *CUgreenCtx;
 typedef struct CUdevResourceDesc_st *CUdevResourceDesc;
 
-CUresult cudapool_wrap_cuInit(unsigned int flags);
 CUresult cudapool_wrap_cuDevicePrimaryCtxRetain(CUcontext *ctx, CUdevice device);
 CUresult cudapool_wrap_cuDevicePrimaryCtxRelease(CUdevice device);
 CUresult cudapool_wrap_cuDevicePrimaryCtxRelease_v2(CUdevice device);
@@ -72,17 +68,6 @@ CUresult cudapool_wrap_cuCtxCreate_v3(CUcontext *ctx, CUexecAffinityParam *affin
 				      CUdevice device);
 CUresult cudapool_wrap_cuCtxCreate_v4(CUcontext *ctx, CUctxCreateParams *params, unsigned int flags, CUdevice device);
 CUresult cudapool_wrap_cuGreenCtxCreate(CUgreenCtx *ctx, CUdevResourceDesc desc, CUdevice device, unsigned int flags);
-
-/*
- * Not in the state, so that fork does not clear it: a child that was forked while the thread was inside the driver
- * inherits its locks, held by nobody.
- */
-static uint8_t warming_here_or_in_a_parent;
-
-static bool forked_while_warming(void)
-{
-	return warming_here_or_in_a_parent && __atomic_load_n(&state.stage, __ATOMIC_ACQUIRE) != STAGE_RUNNING;
-}
 
 static void lock(void)
 {
@@ -99,23 +84,52 @@ static uint32_t stage(void)
 	return __atomic_load_n(&state.stage, __ATOMIC_ACQUIRE);
 }
 
+/*
+ * A call may look at the stage, find nothing that concerns it, and go on to the driver just when the warming begins: so
+ * calls are first counted, and the warming, when it can be seen, waits for those under way (alone()) before it makes
+ * the context.
+ */
+static void enter_contexts(void)
+{
+	__atomic_fetch_add(&state.context_calls, 1, __ATOMIC_SEQ_CST);
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
+static void leave_contexts(const char *unused)
+{
+	__atomic_fetch_sub(&state.context_calls, 1, __ATOMIC_SEQ_CST);
+}
+
+static uint64_t primary_bit(CUdevice device)
+{
+	return device >= 0 && device < 64 ? 1ull << device : 0;
+}
+
+/* Not a primary context that the application has already. */
+static __attribute__((noinline)) bool is_ours(bool created_kind, CUdevice device)
+{
+	return device == state.device && created_kind == state.created_kind &&
+	       (created_kind || !(__atomic_load_n(&state.primaries, __ATOMIC_RELAXED) & primary_bit(device)));
+}
+
 /* Is a context of this kind, on this device, being warmed or waiting? */
-static bool concerns(bool created_kind, CUdevice device)
+static inline bool concerns(bool created_kind, CUdevice device)
 {
 	uint32_t now = stage();
 
-	return __builtin_expect(now == STAGE_RUNNING || now == STAGE_WAITING, 0) && device == state.device &&
-	       created_kind == state.created_kind;
+	return __builtin_expect(now == STAGE_RUNNING || now == STAGE_WAITING, 0) && is_ours(created_kind, device);
 }
 
-/* With the lock held; lets go of it while waiting. True if a context waits. */
+/* With the lock held, in a call that is counted; both not while waiting. True if a context waits. */
 static bool wait_until_warm(void)
 {
 	int i;
 
 	for (i = 0; i < WAIT_STEPS && stage() == STAGE_RUNNING; i++) {
 		unlock();
+		leave_contexts(NULL);
 		cudapool_futex_wait(&state.stage, STAGE_RUNNING, WAIT_STEP_MS);
+		enter_contexts();
 		lock();
 	}
 	return stage() == STAGE_WAITING;
@@ -172,26 +186,11 @@ static void made_its_own(void)
 		__atomic_fetch_add(&state.page->created, 1, __ATOMIC_RELAXED);
 	if (leave_idle(STAGE_ENDED) || stage() == STAGE_ENDED)
 		return;
+	lock(); /* the warming looks at it at its end */
 	state.drop = 1;
+	unlock();
 	if (!cudapool_futex_wake(&state.page->command_seq, 1) && stage() == STAGE_WAITING)
 		cudapool_drop(); /* the thread is not asleep, and may have looked already */
-}
-
-/* What the driver reads once, in cuInit. */
-static uint64_t environment_hash(void)
-{
-	static const char names[][24] = {"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"};
-	uint64_t hash = 14695981039346656037ull;
-	size_t i;
-
-	for (i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
-		const char *value = getenv(names[i]);
-
-		for (; value && *value; value++)
-			hash = (hash ^ (unsigned char)*value) * 1099511628211ull;
-		hash = (hash ^ (value ? 0x100 : 0x101)) * 1099511628211ull;
-	}
-	return hash;
 }
 
 /* The thread's side. */
@@ -218,8 +217,23 @@ static int make_context(void)
 		if (r == CUDA_SUCCESS)
 			r = DRIVER(cuCtxPopCurrent_v2)(&ctx);
 	}
-	state.context = ctx;
+	if (r == CUDA_SUCCESS)
+		state.context = ctx;
 	return r;
+}
+
+/* Until no call is under way that began before it could see us; false: they go on, or one made a context. */
+static bool alone(void)
+{
+	int i;
+
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	for (i = 0; i < ALONE_STEPS && !state.drop && !state.exiting; i++) {
+		if (!__atomic_load_n(&state.context_calls, __ATOMIC_SEQ_CST))
+			return !state.drop;
+		cudapool_sleep_us(ALONE_STEP_US);
+	}
+	return false;
 }
 
 static int warm_driver(void)
@@ -228,7 +242,6 @@ static int warm_driver(void)
 	void *(*open)(const char *, int) = cudapool_libc_function("dlopen");
 	extern void *__dso_handle;
 	CUresult r;
-	int count;
 
 	if (!cudapool_driver_find() && (!open || !open("libcuda.so.1", RTLD_NOW) || !cudapool_driver_find()))
 		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
@@ -236,15 +249,6 @@ static int warm_driver(void)
 	    !DRIVER(cuDevicePrimaryCtxGetState) || !DRIVER(cuDevicePrimaryCtxRetain) || !DRIVER(cuCtxCreate_v2) ||
 	    !DRIVER(cuDevicePrimaryCtxRelease_v2) || !DRIVER(cuCtxPopCurrent_v2) || !DRIVER(cuCtxPushCurrent_v2))
 		return CUDA_ERROR_SHARED_OBJECT_SYMBOL_NOT_FOUND;
-	/* An initialised driver without a cuInit that we saw: someone got past us. The gate must stay open then. */
-	r = DRIVER(cuDeviceGetCount)(&count);
-	lock();
-	if (r == CUDA_SUCCESS) {
-		state.app_inited = 1;
-		state.gate = 0;
-	}
-	state.environment = environment_hash();
-	unlock();
 	/* Handlers run last in, first out. Only what cuInit itself may register comes before this one. */
 	if (on_exit && !state.at_exit) {
 		state.at_exit = 1;
@@ -252,12 +256,13 @@ static int warm_driver(void)
 	}
 	if (state.exiting)
 		return CUDA_ERROR_DEINITIALIZED;
-	r = DRIVER(cuInit)(0);
+	r = cudapool_init_driver();
 	if (r != CUDA_SUCCESS)
 		return r;
-	state.initialised = 1;
 	__atomic_store_n(&state.page->warmth, CUDAPOOL_WARMTH_DRIVER, __ATOMIC_RELAXED);
-	return state.exiting ? CUDA_ERROR_DEINITIALIZED : make_context();
+	if (alone())
+		return make_context();
+	return state.drop ? CUDA_SUCCESS : state.exiting ? CUDA_ERROR_DEINITIALIZED : CUDA_ERROR_NOT_READY;
 }
 
 int cudapool_warm(const char *why)
@@ -266,19 +271,18 @@ int cudapool_warm(const char *why)
 	int r;
 
 	lock();
-	if (stage() != STAGE_IDLE || state.contexts || state.exiting || forked_while_warming()) {
+	if (stage() != STAGE_IDLE || state.contexts || state.exiting ||
+	    cudapool_forked_while_warming()) {
 		unlock();
 		return CUDA_SUCCESS;
 	}
 	state.device = cudapool_options.warm_device;
 	state.created_kind = cudapool_options.warm_created;
-	state.gate = !state.app_inited; /* before anyone can wait for us */
 	if (!leave_idle(STAGE_RUNNING)) {
-		state.gate = 0; /* the application made its own this very moment */
-		unlock();
+		unlock(); /* the application made its own this very moment */
 		return CUDA_SUCCESS;
 	}
-	warming_here_or_in_a_parent = 1;
+	cudapool_note_warming(true);
 	unlock();
 
 	clock_gettime(CLOCK_MONOTONIC, &begin);
@@ -286,22 +290,24 @@ int cudapool_warm(const char *why)
 	clock_gettime(CLOCK_MONOTONIC, &end);
 
 	lock();
-	warming_here_or_in_a_parent = 0; /* before the stage changes, see forked_while_warming() */
+	cudapool_note_warming(false);
 	state.page->warm_us = (end.tv_sec - begin.tv_sec) * 1000000ll + (end.tv_nsec - begin.tv_nsec) / 1000;
 	state.page->warm_result = r;
-	if (r == CUDA_SUCCESS) {
+	if (r == CUDA_SUCCESS && !state.context) {
+		set_stage(STAGE_ENDED, CUDAPOOL_WARMTH_DRIVER); /* the application was faster */
+	} else if (r == CUDA_SUCCESS) {
 		bool unwanted = state.drop;
 
 		set_stage(STAGE_WAITING, CUDAPOOL_WARMTH_CONTEXT);
 		if (unwanted)
 			give_up("the application made its own");
 	} else {
-		if (!state.initialised)
-			state.gate = 0; /* the driver says it by itself */
 		set_stage(STAGE_IDLE, CUDAPOOL_WARMTH_FAILED);
 	}
 	unlock();
-	if (r == CUDA_SUCCESS)
+	if (r == CUDA_SUCCESS && !state.context)
+		shim_log(CUDAPOOL_LOG_INFO, "the application had a context before one was warmed (%s)", why);
+	else if (r == CUDA_SUCCESS)
 		shim_log(CUDAPOOL_LOG_INFO, "warmed device %d in %llu us (%s)", state.device,
 			 (unsigned long long)state.page->warm_us, why);
 	else
@@ -315,42 +321,13 @@ void cudapool_quiesce(void)
 {
 	int saved_errno = errno, i;
 
-	state.exiting = 1;
+	__atomic_store_n(&state.exiting, 1, __ATOMIC_SEQ_CST); /* before the stage is looked at */
 	for (i = 0; i < EXIT_STEPS && stage() == STAGE_RUNNING; i++)
 		cudapool_futex_wait(&state.stage, STAGE_RUNNING, WAIT_STEP_MS);
 	errno = saved_errno;
 }
 
 /* The application's side. */
-
-CUresult cudapool_wrap_cuInit(unsigned int flags)
-{
-	CUresult r;
-
-	if (forked_while_warming())
-		return CUDA_ERROR_NOT_INITIALIZED; /* what the driver says in any child of an initialised process */
-	r = REAL(cuInit)(flags);
-	if (r != CUDA_SUCCESS || state.app_inited)
-		return r;
-
-	cudapool_start(); /* in a child that knows the address from its parent */
-	lock();
-	if (state.gate && state.environment != environment_hash())
-		shim_log(CUDAPOOL_LOG_ERR,
-			 "CUDA_VISIBLE_DEVICES or CUDA_DEVICE_ORDER was changed after the driver had been warmed, and "
-			 "has no effect: set it before the program starts, or take the program out of CUDAPOOL_WARM");
-	state.app_inited = 1;
-	state.gate = 0;
-	if (state.page)
-		__atomic_store_n(&state.page->app_inited, 1, __ATOMIC_RELAXED);
-	unlock();
-	return r;
-}
-
-static uint64_t primary_bit(CUdevice device)
-{
-	return device >= 0 && device < 64 ? 1ull << device : 0;
-}
 
 CUresult cudapool_wrap_cuDevicePrimaryCtxRetain(CUcontext *ctx, CUdevice device)
 {
@@ -362,7 +339,7 @@ CUresult cudapool_wrap_cuDevicePrimaryCtxRetain(CUcontext *ctx, CUdevice device)
 		if (wait_until_warm() && ctx) {
 			*ctx = state.context;
 			cudapool_note_context(*ctx, device);
-			state.primaries |= primary_bit(device);
+			__atomic_fetch_or(&state.primaries, primary_bit(device), __ATOMIC_RELAXED);
 			handed_back();
 			unlock();
 			return CUDA_SUCCESS;
@@ -427,7 +404,6 @@ static __attribute__((noinline)) CUresult state_without_ours(CUdevice device, un
 
 CUresult cudapool_wrap_cuDevicePrimaryCtxGetState(CUdevice device, unsigned int *flags, int *active)
 {
-	REFUSE_BEFORE_INIT();
 	/* The other one is not inlined: for an application that has its context this is a jump to the driver. */
 	return stage() == STAGE_ENDED ? REAL(cuDevicePrimaryCtxGetState)(device, flags, active)
 				      : state_without_ours(device, flags, active);

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT
-/* What the stubs of held functions pass on, to plain_driver.c: arguments on the stack, errno, the way back. */
+/*
+ * What the stubs of held functions pass on, to plain_driver.c, before cuInit and after: arguments on the stack, errno,
+ * the way back.
+ */
 #include <dlfcn.h>
 #include <errno.h>
 #include <stdbool.h>
@@ -27,7 +30,7 @@ static void **frames;
 typedef CUresult (*any)(long, long, long, long, long, long, long, long, long, long, long);
 typedef CUresult (*ipc)(CUevent *, CUipcEventHandle);
 
-/* Twice: the first call of a thread takes the slow way. */
+/* Twice: after cuInit the first call of a thread takes the slow way. */
 static __attribute__((noinline)) void call(const char *name)
 {
 	any function = (any)dlsym(lib, name);
@@ -43,20 +46,12 @@ static __attribute__((noinline)) void call(const char *name)
 	ok(seen, "an unwinder comes through to our caller");
 }
 
-int main(void)
+static void calls(void)
 {
-	struct fake_pool pool = {};
 	CUipcEventHandle handle;
 	ipc open_handle;
 	int i;
 
-	lib = dlopen("libcuda.so.1", RTLD_NOW);
-	depth = lib ? dlsym(lib, "plain_depth") : NULL;
-	frames = lib ? dlsym(lib, "plain_frames") : NULL;
-	if (!depth || !frames) {
-		printf("Bail out! not the plain driver: %s\n", dlerror());
-		return 2;
-	}
 	call("cuMemsetD2D8_v2");
 	call("cuOccupancyMaxPotentialBlockSizeWithFlags");
 	call("cuLibraryLoadData");
@@ -67,6 +62,24 @@ int main(void)
 	for (i = 0; i < CU_IPC_HANDLE_SIZE; i++)
 		handle.reserved[i] = i;
 	ok(open_handle((CUevent *)1, handle) == CUDA_SUCCESS, "cuIpcOpenEventHandle, a structure by value");
+}
+
+int main(void)
+{
+	struct fake_pool pool = {};
+	CUresult (*init)(unsigned int flags);
+
+	lib = dlopen("libcuda.so.1", RTLD_NOW);
+	depth = lib ? dlsym(lib, "plain_depth") : NULL;
+	frames = lib ? dlsym(lib, "plain_frames") : NULL;
+	if (!depth || !frames) {
+		printf("Bail out! not the plain driver: %s\n", dlerror());
+		return 2;
+	}
+	calls();
+	init = (__typeof__(init))dlsym(lib, "cuInit");
+	ok(init(0) == CUDA_SUCCESS, "cuInit");
+	calls();
 
 	if (!fake_pool_find(&pool, getpid())) {
 		dlsym(lib, "cuGetErrorString");

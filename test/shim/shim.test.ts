@@ -79,6 +79,7 @@ t.test('the table and a real cuda.h', async (t) => {
     [],
     'and counts the words that each of them has on the stack',
   );
+  t.ok(Math.max(...words.values()) <= 12, 'of which no function has more than a call before cuInit takes along');
 });
 
 /** For each function of a cuda.h, old versions and per-thread variants included: the words of its arguments on the stack. */
@@ -266,6 +267,14 @@ t.test('every function before cuInit', async (t) => {
   const expected = without.replaceAll(/^(cu\w+) 1$/gm, '$1 3');
   t.equal((await says('routes', ['presence'], warm)).replaceAll(/^(cu\w+) 1$/gm, '$1 3'), expected, 'the same, warm');
   t.match(without, /^cuMemAlloc_v2 3$/m);
+});
+
+t.test('calls that are on their way when the warming begins', async (t) => {
+  const env = { LD_LIBRARY_PATH: join(out, 'racing_driver'), LD_PRELOAD: shim };
+  const early = ['cuCtxGetCurrent', 'cuCtxSynchronize', 'cuDevicePrimaryCtxGetState'];
+  const contexts = ['cuDevicePrimaryCtxRelease_v2', 'cuDevicePrimaryCtxReset_v2', 'cuDevicePrimaryCtxSetFlags'];
+  for (const what of [...early, ...contexts, 'own', 'again', 'forks', 'inits', 'past'])
+    await runTap(t, program('racing'), [what], env);
 });
 
 t.test('behaviour', async (t) => {

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: MIT
+/* The application's cuInit and ours, and what its calls are answered before its own. */
+#include <stdlib.h>
+
+#define CUDAPOOL_ABI_NO_VERSIONS
+#include <cuda.h>
+
+#include "shim.h"
+
+/*
+ * Until the application's own cuInit it must not be able to tell whether we have initialised the driver. A look at a
+ * flag before each call would not do: our cuInit may end between that look and the driver's. So until then every call
+ * comes here (stubs.S), and the driver is called with the lock held, in which our own cuInit is announced, too: either
+ * the driver answers, and is not initialised by us before it has, or we do. From its cuInit on the application's calls
+ * cost one look at app_inited, which is never taken back.
+ *
+ * Those that come here early are refused by the driver at once: so it does not matter that they come one by one.
+ */
+#define AGAIN (-1) /* the application has initialised the driver: the stub begins again */
+
+#define state cudapool_state
+_Static_assert(!offsetof(struct cudapool_state, app_inited) && offsetof(struct cudapool_state, closed) == 1,
+	       "stubs.S reads both at once");
+/* Of any function of <cuda.h>; may be NULL. */
+#define DRIVER(name) ((__typeof__(&name))cudapool_driver_function(cudapool_fn_##name))
+
+/* With as many integer arguments as fit into registers, and twelve on the stack: no function has more. */
+#define FOUR(from, i)	(from)[i], (from)[(i) + 1], (from)[(i) + 2], (from)[(i) + 3]
+#define FOUR_LONGS	long, long, long, long
+#define ON_STACK(from)	FOUR(from, 0), FOUR(from, 4), FOUR(from, 8)
+#if defined(__x86_64__)
+#define REGISTERS(from) FOUR(from, 0), (from)[4], (from)[5]
+typedef CUresult (*arguments_function)(FOUR_LONGS, long, long, FOUR_LONGS, FOUR_LONGS, FOUR_LONGS);
+#else
+#define REGISTERS(from) FOUR(from, 0), FOUR(from, 4)
+typedef CUresult (*arguments_function)(FOUR_LONGS, FOUR_LONGS, FOUR_LONGS, FOUR_LONGS, FOUR_LONGS);
+#endif
+
+CUresult cudapool_wrap_cuInit(unsigned int flags);
+int64_t cudapool_early(uint32_t fn, const long *registers, const long *stack); /* called by stubs.S only */
+
+/*
+ * Not in the state, so that fork does not clear it: a child that was forked while our thread was inside the driver
+ * inherits its locks, held by nobody. But it does not inherit state.warms, which is set before and stays.
+ */
+static uint8_t warming_here_or_in_a_parent;
+
+void cudapool_note_warming(bool now)
+{
+	state.warms = 1;
+	__atomic_store_n(&warming_here_or_in_a_parent, now, __ATOMIC_RELEASE);
+}
+
+bool cudapool_forked_while_warming(void)
+{
+	return __atomic_load_n(&warming_here_or_in_a_parent, __ATOMIC_ACQUIRE) && !state.warms;
+}
+
+/* What the driver reads once, in cuInit. */
+static uint64_t environment_hash(void)
+{
+	static const char names[][24] = {"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"};
+	uint64_t hash = 14695981039346656037ull;
+	size_t i;
+
+	for (i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+		const char *value = getenv(names[i]);
+
+		for (; value && *value; value++)
+			hash = (hash ^ (unsigned char)*value) * 1099511628211ull;
+		hash = (hash ^ (value ? 0x100 : 0x101)) * 1099511628211ull;
+	}
+	return hash;
+}
+
+/* With the lock held. */
+static void application_inited(void)
+{
+	__atomic_store_n(&state.app_inited, 1, __ATOMIC_RELEASE);
+	if (state.page)
+		__atomic_store_n(&state.page->app_inited, 1, __ATOMIC_RELAXED);
+}
+
+/* With the lock held: a driver that is initialised, and not by us, without a cuInit that we saw. Someone got past us. */
+static void look_past_us(void)
+{
+	__typeof__(&cuDeviceGetCount) get_count = DRIVER(cuDeviceGetCount);
+	int count;
+
+	if (!state.app_inited && !state.initialised && get_count && get_count(&count) == CUDA_SUCCESS)
+		application_inited();
+}
+
+int cudapool_init_driver(void)
+{
+	bool before;
+	CUresult r;
+
+	cudapool_lock(&state.lock);
+	look_past_us();
+	before = state.initialised;
+	if (!before)
+		state.environment = environment_hash();
+	state.initialised = 1;
+	cudapool_unlock(&state.lock);
+
+	r = DRIVER(cuInit)(0);
+	if (r == CUDA_SUCCESS)
+		return r;
+	cudapool_lock(&state.lock);
+	state.initialised = before;
+	cudapool_unlock(&state.lock);
+	return r;
+}
+
+CUresult cudapool_wrap_cuInit(unsigned int flags)
+{
+	CUresult r;
+
+	if (cudapool_forked_while_warming())
+		return CUDA_ERROR_NOT_INITIALIZED; /* what the driver says in any child of an initialised process */
+	r = ((__typeof__(&cudapool_wrap_cuInit))cudapool_real[cudapool_fn_cuInit])(flags);
+	if (r != CUDA_SUCCESS)
+		return r;
+
+	cudapool_start(); /* in a child that knows the address from its parent */
+	if (__atomic_load_n(&state.app_inited, __ATOMIC_ACQUIRE))
+		return r;
+	cudapool_lock(&state.lock);
+	if (state.initialised && state.environment != environment_hash())
+		shim_log(CUDAPOOL_LOG_ERR,
+			 "CUDA_VISIBLE_DEVICES or CUDA_DEVICE_ORDER was changed after the driver had been warmed, and "
+			 "has no effect: set it before the program starts, or take the program out of CUDAPOOL_WARM");
+	application_inited();
+	cudapool_unlock(&state.lock);
+	return r;
+}
+
+/*
+ * The answer, or AGAIN. The arguments go to the driver as they came, but for a floating-point one (cuParamSetf's), at
+ * which it does not look then. What lies on the stack above a call's own arguments is its caller's.
+ */
+__attribute__((no_sanitize("address"))) int64_t cudapool_early(uint32_t fn, const long *registers, const long *stack)
+{
+	arguments_function real = (arguments_function)cudapool_real[fn];
+	int64_t answer = AGAIN;
+
+	if (cudapool_forked_while_warming())
+		return CUDA_ERROR_NOT_INITIALIZED;
+	cudapool_lock(&state.lock);
+	look_past_us();
+	if (!state.app_inited && state.initialised)
+		answer = CUDA_ERROR_NOT_INITIALIZED;
+	else if (!state.app_inited)
+		answer = (uint32_t)real(REGISTERS(registers), ON_STACK(stack));
+	cudapool_unlock(&state.lock);
+	return answer;
+}
