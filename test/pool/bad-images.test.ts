@@ -13,7 +13,6 @@ import {
   softCuda,
   startPool,
   tempDir,
-  until,
 } from '../support/index.ts';
 import { type App, type Client, PATH, startApp, startClient, startParkScene, statusOf } from './support.ts';
 
@@ -48,8 +47,7 @@ async function kept(t: Test): Promise<Kept> {
   await criu.say('release keep');
   await criu.kill();
   const renew = async (): Promise<Pool> => {
-    pool.child.kill('SIGKILL');
-    await until('the last pool is gone', () => pool.child.signalCode !== null);
+    await pool.kill();
     pool = await startPool(t, soft, { socket, env: { CUDAPOOL_IMAGE_DIR: own } });
     return pool;
   };

@@ -137,8 +137,7 @@ t.test('the socket', async (t) => {
   const mode = statSync(pool.socket);
   t.equal(mode.mode & 0o777, 0o660, 'is open to its owner and group');
   if (isRoot) t.equal(mode.gid, 60, 'which is the one asked for');
-  pool.child.kill('SIGKILL');
-  await until('it is dead', () => pool.child.signalCode !== null);
+  await pool.kill();
   t.ok(existsSync(pool.socket), 'a killed pool leaves it behind');
   const lock = (): number => statSync(`${pool.socket}.lock`).mode & 0o777;
   t.equal(lock(), 0o600, 'nobody else may take its lock');

@@ -4,7 +4,7 @@ import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import { exec } from '../../harness/adapters/exec.ts';
-import { buildSnippets, built, type SoftCuda, startPool, tempDir, until } from '../support/index.ts';
+import { buildSnippets, built, type Pool, type SoftCuda, startPool, tempDir, until } from '../support/index.ts';
 import {
   type App,
   ERRNO,
@@ -64,6 +64,15 @@ async function stock(t: Test, soft: SoftCuda, app: App): Promise<void> {
   }
 }
 
+/** Pool and CRIU are killed: the next pool has only the images to give back from, and takes its time to free memory. */
+async function slowSuccessor(t: Test, { soft, pool, criu }: Pick<ParkScene, 'soft' | 'pool' | 'criu'>): Promise<Pool> {
+  await pool.kill();
+  const env = { ...slowClose(programs, soft.dir, 20), SLOWCLOSE_NAMED: '1' };
+  const next = await startPool(t, soft, { socket: pool.socket, env });
+  await criu.kill();
+  return next;
+}
+
 t.test("memory that came back is the process's own", async (t) => {
   const { soft, app, criu } = await scene(t);
   for (const op of ['lock', 'checkpoint', 'restore', 'unlock', 'unpark'])
@@ -93,11 +102,7 @@ t.test('what is not its own is checkpointed with the pool only', async (t) => {
 t.test('little more memory than one batch is enough to give an image back, though freeing takes long', async (t) => {
   const { soft, pool, app, criu } = await scene(t, 'hog', 140); // more than four batches of half the room
   for (const op of ['lock', 'checkpoint']) t.equal((await criu.say(`do ${op} ${app.pid}`)).error, 0, op);
-  pool.child.kill('SIGKILL');
-  await until('it is dead', () => pool.child.signalCode !== null);
-  const env = { ...slowClose(programs, soft.dir, 20), SLOWCLOSE_NAMED: '1' };
-  const next = await startPool(t, soft, { socket: pool.socket, env });
-  await criu.kill();
+  const next = await slowSuccessor(t, { soft, pool, criu });
   await app.runs('the next pool gives it back from the image, and frees each batch while the next is copied', 25_000);
   await holdsNothing(t, next, 'nothing is held');
   await stock(t, soft, app);
@@ -184,7 +189,7 @@ t.test('a pool that does not know of a park leaves its token alone', async (t) =
   const { soft, pool, app, criu, images } = await scene(t);
   for (const op of ['lock', 'checkpoint', 'restore', 'unlock'])
     t.equal((await criu.say(`do ${op} ${app.pid}`)).error, 0, op);
-  pool.child.kill('SIGKILL');
+  await pool.kill();
   const next = await startPool(t, soft);
   const other = startClient(t, programs, next.socket, 'criu');
   await other.say('connect plugin');
@@ -227,11 +232,7 @@ t.test('an unpark that fails is tried again', async (t) => {
 t.test('an unpark that fails while what was copied is being freed is tried again, from the image', async (t) => {
   const { soft, pool, app, criu } = await scene(t, 'unpark-fails-late', 100);
   for (const op of ['lock', 'checkpoint']) t.equal((await criu.say(`do ${op} ${app.pid}`)).error, 0, op);
-  pool.child.kill('SIGKILL');
-  await until('it is dead', () => pool.child.signalCode !== null);
-  const env = { ...slowClose(programs, soft.dir, 20), SLOWCLOSE_NAMED: '1' };
-  const next = await startPool(t, soft, { socket: pool.socket, env });
-  await criu.kill();
+  const next = await slowSuccessor(t, { soft, pool, criu });
   await app.runs('the application runs on, with its memory', 25_000);
   t.match(await statusOf(next), { actions: { unpark: { ok: 1, failed: 1 } } }, 'at the second attempt');
   await holdsNothing(t, next, 'nothing is held');
@@ -349,8 +350,7 @@ t.test('a keeper is killed, and the next one gives back', async (t) => {
     await t.test(name, async (t) => {
       const { soft, pool, app, criu } = await scene(t);
       for (const op of steps) t.equal((await criu.say(`do ${op} ${app.pid}`)).error, 0, op);
-      pool.child.kill('SIGKILL');
-      await until('it is dead', () => pool.child.signalCode !== null);
+      await pool.kill();
       const next = await startPool(t, soft, { socket: pool.socket });
       t.match(await statusOf(next), { held: [{ pid: app.pid, owner_pid: criu.pid, parked: true }] }, 'it is known');
       await criu.kill();
@@ -364,8 +364,7 @@ t.test('a keeper is killed, and the next one gives back', async (t) => {
 t.test('a keeper is killed, and the image is gone', async (t) => {
   const { soft, pool, app, criu, images } = await scene(t);
   for (const op of ['lock', 'checkpoint']) await criu.say(`do ${op} ${app.pid}`);
-  pool.child.kill('SIGKILL');
-  await until('it is dead', () => pool.child.signalCode !== null);
+  await pool.kill();
   for (const name of imagesIn(images)) rmSync(`${images}/${name}`);
   const next = await startPool(t, soft, { socket: pool.socket });
   await criu.kill();

@@ -202,7 +202,7 @@ t.test('the keeper is killed', async (t) => {
   await staying.say(`do lock ${patient.pid}`);
   const { worker } = await statusOf(first);
 
-  first.child.kill('SIGKILL');
+  await first.kill();
   await leaving.kill();
   await until('the worker goes with it', () => {
     try {
@@ -237,7 +237,7 @@ for (const op of ['lock', 'checkpoint']) {
     fault(soft, `${op}=hang:1500`);
     await criu.say(`begin ${op} ${app.pid}`);
     await acting(pool);
-    pool.child.kill('SIGKILL');
+    await pool.kill();
     await criu.kill();
     const next = await startPool(t, soft, { socket: pool.socket });
     await app.runs('the application runs on');
@@ -257,7 +257,7 @@ t.test('the journal', (t) => runTap(t, join(programs, 'journal'), [tempDir(t)]))
 t.test('a torn journal', async (t) => {
   const { pool, soft, app, criu } = await scene(t);
   await criu.say(`do lock ${app.pid}`);
-  pool.child.kill('SIGKILL');
+  await pool.kill();
   await criu.kill();
   appendFileSync(`${pool.socket}.journal`, Buffer.from('torn in the middle of'));
   const next = await startPool(t, soft, { socket: pool.socket });

@@ -137,6 +137,8 @@ export interface Pool {
   log(): string;
   /** Ends it, by force if need be. Called by the test's teardown, too. */
   stop(): Promise<void>;
+  /** The keeper dies, as of a lack of memory; its worker may live a little longer. */
+  kill(): Promise<void>;
 }
 
 export interface PoolOptions {
@@ -175,6 +177,10 @@ export async function startPool(t: Test, soft: SoftCuda, options: PoolOptions = 
     }
   };
   t.teardown(stop);
+  const kill = async (): Promise<void> => {
+    child.kill('SIGKILL');
+    await until('the keeper is dead', () => child.signalCode !== null);
+  };
   const status = async (): Promise<Record<string, unknown>> => {
     const { stdout } = await exec(daemon, ['--status', '--socket', socket], { timeoutMs: 10_000, env });
     return JSON.parse(stdout) as Record<string, unknown>;
@@ -194,7 +200,7 @@ export async function startPool(t: Test, soft: SoftCuda, options: PoolOptions = 
     20_000,
     30,
   );
-  return { socket, child, status, log: () => said, stop };
+  return { socket, child, status, log: () => said, stop, kill };
 }
 
 /** CRIU as `cudapool build` leaves it: patched tree, its binary and plugin folder. */
