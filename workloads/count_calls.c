@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "../preload/elf.h"
 #include "asked.h"
 
 #ifndef __x86_64__
@@ -100,18 +101,11 @@ static void *handed_out(const char *name, void *function, int version)
 	return counted(function);
 }
 
-static void *find_dlsym(void)
-{
-	void *found = dlvsym(RTLD_NEXT, "dlsym", "GLIBC_2.34");
-
-	return found ? found : dlvsym(RTLD_NEXT, "dlsym", "GLIBC_2.2.5");
-}
-
 /* RTLD_NEXT is relative to the caller: what is not the driver's is jumped to, not called. */
 PUBLIC __attribute__((optimize("O2"))) void *dlsym(void *handle, const char *name)
 {
 	if (!real_dlsym)
-		real_dlsym = find_dlsym();
+		real_dlsym = elf_find_next("dlsym");
 	if (handle != RTLD_NEXT && handle != RTLD_DEFAULT && name[0] == 'c' && name[1] == 'u') {
 		void *function = real_dlsym(handle, name);
 		Dl_info at;
