@@ -11,13 +11,6 @@
 #include "checksum.h"
 #include "engine_internal.h"
 
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22
-#endif
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25
-#endif
-
 /*
  * The kernel lets in one write(2) to a file at a time, whatever their places. Where the disk is slower than that, so be
  * it. But a file in memory is as fast as processors fill its pages: there, all threads copy into a mapping. Two things

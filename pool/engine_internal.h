@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/mman.h>
 
 #include "engine.h"
 
@@ -86,6 +87,14 @@ int lane_enter(struct lane *lane, int device, char *text, CUresult *cu);
 /* ---- an image in memory: engine_map.c --------------------------------------------------------------- */
 
 #define HUGE_PAGE (2ull << 20)
+
+/* C libraries may be older than the kernel. */
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
 
 struct engine_map {
 	uint8_t *at;   /* so that huge pages of the file fit; NULL: it is not mapped */

@@ -14,9 +14,6 @@
 #include "gpu.h"
 #include "tap.h"
 
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25
-#endif
 #define MIB        (1ull << 20)
 #define PIECES_MAX 70 /* more than one batch */
 
