@@ -3,6 +3,7 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import t from 'tap';
+import { PRETEND_GPU } from '../../harness/adapters/criu.ts';
 import { type CriuRun, criuDump, criuRestore } from '../../harness/adapters/criu-run.ts';
 import { exec } from '../../harness/adapters/exec.ts';
 import { chooseCriu, withStockPlugin } from '../../harness/container/criu-tree.ts';
@@ -33,7 +34,7 @@ t.test('dump and restore by way of the drop-in and the pool', async (t) => {
       plugins: criu.plugins,
       images,
       timeoutMs: 60_000,
-      env: { ...soft.env, CUDAPOOL_CONFIG: '/dev/null', CRIU_FAULT: '138', CUDAPOOL_SOCKET: pool.socket, ...env },
+      env: { ...soft.env, CUDAPOOL_CONFIG: '/dev/null', ...PRETEND_GPU, CUDAPOOL_SOCKET: pool.socket, ...env },
     };
   };
   /** Only the drop-in: the stock tool is not even there. */
@@ -82,7 +83,7 @@ t.test('an application with the shim is parked, and gets its memory back when CR
   const env = {
     ...soft.env,
     CUDAPOOL_CONFIG: '/dev/null',
-    CRIU_FAULT: '138',
+    ...PRETEND_GPU,
     CUDAPOOL_SOCKET: options.socket,
     CUDAPOOL_START: '0',
     // NVIDIA's tool is there as well, and must not get to restore what it knows only a part of.
