@@ -9,6 +9,7 @@ import { PRETEND_GPU } from '../adapters/criu.ts';
 import type { CriuRun } from '../adapters/criu-run.ts';
 import { which } from '../adapters/exec.ts';
 import { chooseCriu, withStockPlugin } from '../container/criu-tree.ts';
+import { type Lab, makeLab } from '../container/lab.ts';
 import { type OwnPool, poolReport, startOwnPool } from '../container/pool-process.ts';
 import { type DriverFacts, driverFacts } from '../driver/index.ts';
 import { unfitError } from '../errors.ts';
@@ -58,6 +59,7 @@ export interface PoolSwitch {
   report(): Promise<Record<string, unknown> | undefined>;
 }
 
+/** Between a driver that says that it is warm, and a measurement. */
 export const SETTLE_MS = 1000;
 const RESTORE_MS = 180_000;
 /** The H200's costs, measured (shared by the demo and the checks). */
@@ -204,4 +206,21 @@ export async function openBed(options: BedOptions = {}): Promise<Bed> {
     cleanUp();
     throw thrown;
   }
+}
+
+/** A lab with the bed's driver, costs and CRIU, for suites of containers. */
+export const labOf = ({ driver, criuTree, costs }: Bed, storage?: string): Promise<Lab> =>
+  makeLab({
+    driver: driver === 'gpu' ? 'gpu' : 'software',
+    criu: criuTree,
+    storage,
+    env: costs === undefined ? {} : { SOFTCUDA_COSTS: costs },
+  });
+
+/** A lab's pool: started where it does not run, as PoolSwitch does it. */
+export async function labPoolOn(lab: Lab): Promise<void> {
+  const pool = lab.pool();
+  if (pool !== undefined && pool.child.exitCode === null && pool.child.signalCode === null) return;
+  await lab.startPool();
+  await sleep(SETTLE_MS);
 }

@@ -7,10 +7,10 @@ import { inspectContainer } from '../adapters/podman.ts';
 import type { ActionResult } from '../container/actions.ts';
 import type { Answer } from '../container/ask.ts';
 import { checkpointDir, imagesIn, recordLine } from '../container/images.ts';
-import { type Lab, makeLab, type Workload, type WorkloadOptions } from '../container/lab.ts';
+import type { Lab, Workload, WorkloadOptions } from '../container/lab.ts';
 import { leftBytes, type ParkRecord, recordsIn } from '../container/records.ts';
 import { CudapoolError } from '../errors.ts';
-import { type Bed, SETTLE_MS } from './bed.ts';
+import { type Bed, labOf, labPoolOn, SETTLE_MS } from './bed.ts';
 import type { Outcome } from './experiment.ts';
 import { timeRestore } from './processes.ts';
 import type { Metric, Variant } from './record.ts';
@@ -119,23 +119,11 @@ export function makeCycle({ bed, workload: what, storage, check, stockOnce = fal
   let lab: Lab | undefined;
 
   async function theLab(): Promise<Lab> {
-    lab ??= await makeLab({
-      driver: bed.driver === 'gpu' ? 'gpu' : 'software',
-      criu: bed.criuTree,
-      storage,
-      env: bed.costs === undefined ? {} : { SOFTCUDA_COSTS: bed.costs },
-    });
+    lab ??= await labOf(bed, storage);
     return lab;
   }
 
   const sideOf = (kind: Kind): 'stock' | 'ours' => (kind === 'stock' ? 'stock' : 'ours');
-
-  async function poolOn(at: Lab): Promise<void> {
-    const pool = at.pool();
-    if (pool !== undefined && pool.child.exitCode === null && pool.child.signalCode === null) return;
-    await at.startPool();
-    await sleep(SETTLE_MS);
-  }
 
   /** The container of one way, started the first time. The stock one has no shim. */
   async function start(kind: Kind): Promise<Side> {
@@ -214,7 +202,7 @@ export function makeCycle({ bed, workload: what, storage, check, stockOnce = fal
         if (inTheWay && (await running(side))) await side.workload.kill();
       }
       if (kind === 'stock') await at.pool()?.stop();
-      else await poolOn(at);
+      else await labPoolOn(at);
       const side = await start(kind);
       if (kind === 'stock' && stockOnce && side.checkpointed) {
         if (await running(side)) await side.workload.kill();

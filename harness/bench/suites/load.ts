@@ -6,11 +6,11 @@ import { prefetch } from '../../adapters/cudapoold.ts';
 import { cachedBytes, dropFromCache, readMs } from '../../adapters/page-cache.ts';
 import { inspectContainer } from '../../adapters/podman.ts';
 import { checkpointDir, imagesIn } from '../../container/images.ts';
-import { type Lab, makeLab } from '../../container/lab.ts';
+import type { Lab } from '../../container/lab.ts';
 import { poolReport } from '../../container/pool-process.ts';
 import { parksOf } from '../../container/records.ts';
 import { CudapoolError, usageError } from '../../errors.ts';
-import { SETTLE_MS } from '../bed.ts';
+import { labOf, SETTLE_MS } from '../bed.ts';
 import { isInMemory, memoryStorage } from '../cycle.ts';
 import type { Experiment } from '../experiment.ts';
 import { checkAnswers } from '../processes.ts';
@@ -47,14 +47,7 @@ function makeSource({ bed }: SuiteOptions, size: number, storage: string | undef
     bytes: memoryMib * 2 ** 20,
     async checkpointed(): Promise<{ readonly lab: Lab; readonly dir: string }> {
       if (made?.dir !== undefined) return { lab: made.lab, dir: made.dir };
-      made ??= {
-        lab: await makeLab({
-          driver: bed.driver === 'gpu' ? 'gpu' : 'software',
-          criu: bed.criuTree,
-          storage,
-          env: bed.costs === undefined ? {} : { SOFTCUDA_COSTS: bed.costs },
-        }),
-      };
+      made ??= { lab: await labOf(bed, storage) };
       const { lab } = made;
       await lab.startPool();
       const workload = await lab.start({ memoryMib, pieces, seed: SEED, shim: true, readyMs: 120_000 });

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: MIT
 // The guide's steps 7 and 8: podman containers, one checkpointed without the pool and one with it, restored in turn.
-import { setTimeout as sleep } from 'node:timers/promises';
 import type { Answer } from '../../container/ask.ts';
-import { type Lab, makeLab, type Workload } from '../../container/lab.ts';
-import type { OwnPool } from '../../container/pool-process.ts';
+import type { Lab, Workload } from '../../container/lab.ts';
 import { CudapoolError } from '../../errors.ts';
-import { SETTLE_MS, type Way } from '../bed.ts';
+import { labOf, labPoolOn, type Way } from '../bed.ts';
 import { countExecuted, executedMost } from '../executed.ts';
 import type { Experiment } from '../experiment.ts';
 import { gainFacts, gainTargets } from '../prediction.ts';
@@ -19,9 +17,6 @@ interface Container {
   readonly workload: Workload;
   readonly answers: readonly Answer[];
 }
-
-const runs = (pool: OwnPool | undefined): boolean =>
-  pool !== undefined && pool.child.exitCode === null && pool.child.signalCode === null;
 
 const actionOf = (way: Way) => (way === 'stock' ? ({ pool: false, plugin: 'stock' } as const) : { pool: true });
 
@@ -38,11 +33,7 @@ function experiment({ bed, memoryMib = 0 }: SuiteOptions): Experiment {
   }
 
   async function theLab(): Promise<Lab> {
-    lab ??= await makeLab({
-      driver: bed.driver === 'gpu' ? 'gpu' : 'software',
-      criu: bed.criuTree,
-      env: bed.costs === undefined ? {} : { SOFTCUDA_COSTS: bed.costs },
-    });
+    lab ??= await labOf(bed);
     return lab;
   }
 
@@ -93,10 +84,7 @@ function experiment({ bed, memoryMib = 0 }: SuiteOptions): Experiment {
       const at = await theLab();
       for (const { workload } of containers.values()) if ((await workload.pid()) !== 0) await workload.kill();
       if (way === 'stock') await at.pool()?.stop();
-      else if (!runs(at.pool())) {
-        await at.startPool();
-        await sleep(SETTLE_MS);
-      }
+      else await labPoolOn(at);
       await checkpointed(way);
     },
     run: async (variant) => {
