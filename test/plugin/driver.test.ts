@@ -3,18 +3,10 @@
 import { existsSync } from 'node:fs';
 import t from 'tap';
 import { built, inRoot, skipUnless } from '../support/index.ts';
-import { expect, type Outcome, scenario, soon, versions, whyNot } from './support.ts';
+import { type Case, canRun, runCases, soon } from './support.ts';
 
 const pool = { CRIU_CUDA_CONTEXT_POOL: '1', DAEMON: built.cudapoold, DRIVER: inRoot('softcuda') };
 const well = { dump: '0', restore: '0', gone: '0', alive: '3' };
-
-interface Case {
-  name: string;
-  script: string;
-  env?: Record<string, string>;
-  wanted: Record<string, string>;
-  also?: (t: typeof import('tap').t, outcome: Outcome) => void;
-}
 
 const cases: Case[] = [
   {
@@ -22,7 +14,7 @@ const cases: Case[] = [
     script:
       'start_gpu_app 3; start_cudapoold; for i in 1 2 3 4 5; do rm -rf "$T/img"; mkdir "$T/img"; dump; left gone; restore; answers alive; APP=$(pgrep -o -x gpuapp); done; pool_counts',
     // No cuda-checkpoint at all: whatever is not done through the pool fails.
-    env: { TOOLS: '/nonexistent' },
+    options: { tools: '/nonexistent' },
     wanted: { ...well, held: '0', given_back: '0' },
     also: (t, o) => t.match(o.log('restore'), 'GPU state of 3 process(es) restored'),
   },
@@ -111,7 +103,7 @@ const cases: Case[] = [
   {
     name: 'CUDAPOOL_DROP_ZERO_PAGES=0 leaves them in',
     script: 'start_gpu_app 3; start_cudapoold; dump; left gone; image_mib; restore; answers alive',
-    env: { CUDAPOOL_DROP_ZERO_PAGES: '0' },
+    options: { env: { CUDAPOOL_DROP_ZERO_PAGES: '0' } },
     wanted: well,
     also: (t, o) => t.ok(Number(o.values.image_mib) >= 3 * 16, `${o.values.image_mib} MiB`),
   },
@@ -132,7 +124,7 @@ const cases: Case[] = [
   {
     name: 'no /proc/driver/nvidia, nothing forced: the pool knows of the GPU',
     script: 'no_proc_driver; start_gpu_app 3; start_cudapoold; dump; left gone; restore; answers alive',
-    env: { TOOLS: '/nonexistent' },
+    options: { tools: '/nonexistent' },
     wanted: well,
   },
   {
@@ -149,23 +141,18 @@ const cases: Case[] = [
   {
     name: 'off: NVIDIA’s way with the same driver, for comparison',
     script: 'start_gpu_app 3; dump; left gone; restore; answers alive',
-    env: { CRIU_CUDA_CONTEXT_POOL: '0' },
+    options: { env: { CRIU_CUDA_CONTEXT_POOL: '0' } },
     wanted: well,
   },
 ];
 
 t.test('with the software driver', async (t) => {
-  const reason = whyNot(versions[0]);
-  if (!skipUnless(t, reason === undefined, reason ?? '')) return;
+  if (!canRun(t)) return;
   const there = existsSync(built.cudapoold) && existsSync(inRoot('softcuda', 'lib', 'libcuda.so.1'));
   if (!skipUnless(t, there, 'pool or software driver is not built: bin/cudapool setup')) return;
-  t.jobs = 2;
-  for (const { name, script, env, wanted, also } of cases) {
-    t.test(name, async (t) => {
-      const { TOOLS, ...rest } = env ?? {};
-      const outcome = await scenario(t, script, { env: { ...pool, ...rest }, tools: TOOLS ?? `${pool.DRIVER}/bin` });
-      expect(t, outcome, wanted);
-      also?.(t as unknown as typeof import('tap').t, outcome);
-    });
-  }
+  runCases(t, cases, (_, { options }) => ({
+    tools: `${pool.DRIVER}/bin`,
+    ...options,
+    env: { ...pool, ...options?.env },
+  }));
 });

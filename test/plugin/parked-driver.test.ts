@@ -4,7 +4,7 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { built, inRoot, skipUnless } from '../support/index.ts';
-import { expect, type Outcome, patchedTree, scenario, soon, versions, whyNot } from './support.ts';
+import { type Case, canRun, count, type Outcome, patchedTree, runCases, soon, versions } from './support.ts';
 
 const env = {
   CRIU_CUDA_CONTEXT_POOL: '1',
@@ -24,15 +24,6 @@ const well = { dump: '0', gone: '0', images: '3', restore: '0', alive: '3' };
 const failingScript =
   'printf \'#!/bin/sh\\n[ "$CRTOOLS_SCRIPT_ACTION" != post-dump ]\\n\' >"$T/script"; chmod +x "$T/script"';
 
-type Tap = typeof t;
-interface Case {
-  name: string;
-  script: string;
-  wanted: Record<string, string>;
-  also?: (t: Tap, outcome: Outcome) => void;
-}
-
-const count = (text: string, what: string | RegExp): number => text.split(what).length - 1;
 const paths = (outcome: Outcome, name = 'restore'): string[] =>
   [...outcome.log(name).matchAll(/pid \d+: ([a-z-]+), 18 MiB of GPU memory mapped back/g)].map((match) =>
     String(match[1]),
@@ -153,16 +144,8 @@ const cases: Case[] = [
 ];
 
 t.test('parked, with the software driver', async (t) => {
-  const reason = whyNot(versions[0]);
-  if (!skipUnless(t, reason === undefined, reason ?? '')) return;
+  if (!canRun(t)) return;
   const there = [built.cudapoold, built.shim, inRoot('softcuda', 'lib', 'libcuda.so.1')].every(existsSync);
   if (!skipUnless(t, there, 'pool, shim or software driver is not built: bin/cudapool setup')) return;
-  t.jobs = 2;
-  for (const { name, script, wanted, also } of cases) {
-    t.test(name, async (t) => {
-      const outcome = await scenario(t, script, { env, tools: '/nonexistent' });
-      expect(t, outcome, wanted);
-      also?.(t as unknown as Tap, outcome);
-    });
-  }
+  runCases(t, cases, () => ({ env, tools: '/nonexistent' }));
 });

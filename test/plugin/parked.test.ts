@@ -3,18 +3,8 @@
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
-import { skipUnless, tempDir } from '../support/index.ts';
-import {
-  expect,
-  type Outcome,
-  patchedTree,
-  type ScenarioOptions,
-  scenario,
-  soon,
-  type Version,
-  versions,
-  whyNot,
-} from './support.ts';
+import { tempDir } from '../support/index.ts';
+import { type Case, count, type Outcome, patchedTree, runCasesWithEach, soon } from './support.ts';
 
 const pool = { CRIU_CUDA_CONTEXT_POOL: '1' };
 const off = 'CRIU_CUDA_CONTEXT_POOL=0';
@@ -24,24 +14,15 @@ const again =
 const parked = 'start_app 3 1; start_pool --park; dump; left gone; parked_images images';
 const well = { dump: '0', gone: '0', images: '3', restore: '0', alive: '4' };
 
-type Tap = typeof t;
-interface Case {
-  name: string;
-  script: string;
-  options?: ScenarioOptions;
+interface ParkedCase extends Case {
   /** Folder of plugins that the second half sees as $OTHER: 'none', or upstream's. */
-  other?: 'none' | 'stock';
-  wanted: Record<string, string>;
-  also?: (t: Tap, outcome: Outcome) => void;
-  /** Also on the older CRIU. */
-  both?: true;
+  readonly other?: 'none' | 'stock';
 }
 
-const count = (text: string, what: string | RegExp): number => text.split(what).length - 1;
 const asked = (outcome: Outcome, op: string): number =>
   outcome.pool.filter((line) => line.startsWith(`${op} `) && line.includes(' limit ')).length;
 
-const cases: Case[] = [
+const cases: ParkedCase[] = [
   {
     name: 'a tree: parked, images, mapped back, nothing executed, no thread changed',
     script: `start_app 3 1; start_pool --park; masks before; dump; left gone; parked_images images; restore; answers alive; masks after`,
@@ -260,7 +241,7 @@ const cases: Case[] = [
   },
   ...(['restore', 'unlock', 'unpark'] as const).flatMap((op) =>
     (['die', 'die-after'] as const).map(
-      (fault): Case => ({
+      (fault): ParkedCase => ({
         name: `the pool ends ${fault === 'die' ? 'before' : 'after'} a ${op} in a restore: another goes on`,
         script: `${parked}; stop_pool; start_pool --park --fault ${op}:${fault}@2; ${again}; restore; answers alive; states after`,
         wanted: { ...well, after: '0x3' },
@@ -286,7 +267,7 @@ const cases: Case[] = [
   ...(
     ['lock:die-after@1', 'lock:die-after@2', 'checkpoint:die@2', 'checkpoint:die-after@2', 'saved:die@2'] as const
   ).map(
-    (fault): Case => ({
+    (fault): ParkedCase => ({
       name: `the pool ends in a dump (${fault}): the dump fails, another pool gives everything back that it can`,
       script: `start_app 3 0; start_pool --park --fault ${fault}; ${again}; dump; answers alive`,
       // What a lost LOCK took is the pool's to give back, from its journal: a scripted one has none.
@@ -299,22 +280,11 @@ const cases: Case[] = [
   ),
 ];
 
-for (const version of versions) {
-  t.test(`CRIU ${version}`, async (t) => {
-    const reason = whyNot(version);
-    if (!skipUnless(t, reason === undefined, reason ?? '')) return;
-    t.jobs = 2;
-    const due = version === versions[0] ? cases : cases.filter(({ both }) => both === true);
-    for (const { name, script, options, other, wanted, also } of due) {
-      t.test(name, async (t) => {
-        const stock = join(patchedTree(version as Version), 'stock');
-        const none = join(tempDir(t), 'none');
-        mkdirSync(none);
-        const env = { ...pool, ...options?.env, OTHER: other === 'stock' ? stock : none };
-        const outcome = await scenario(t, script, { ...options, version, env });
-        expect(t, outcome, wanted);
-        also?.(t as unknown as Tap, outcome);
-      });
-    }
-  });
-}
+runCasesWithEach(t, cases, (t, { options, other }, version) => {
+  const none = join(tempDir(t), 'none');
+  mkdirSync(none);
+  return {
+    ...options,
+    env: { ...pool, ...options?.env, OTHER: other === 'stock' ? join(patchedTree(version), 'stock') : none },
+  };
+});

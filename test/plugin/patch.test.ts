@@ -12,7 +12,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
-import t from 'tap';
+import t, { type Test } from 'tap';
 import { exec } from '../../harness/adapters/exec.ts';
 import { CudapoolError, EXIT } from '../../harness/errors.ts';
 import { applyPatch } from '../../harness/patch/apply.ts';
@@ -20,10 +20,8 @@ import { diffPatch } from '../../harness/patch/diff.ts';
 import { editedFiles, editText, readEdits } from '../../harness/patch/edits.ts';
 import { rollbackPatch } from '../../harness/patch/rollback.ts';
 import { verifyPatch } from '../../harness/patch/verify.ts';
-import { cudapool, inRoot, skipUnless, tempDir } from '../support/index.ts';
-import { pristineTree, versions, whyNot } from './support.ts';
-
-type Tap = typeof t;
+import { cudapool, inRoot, tempDir } from '../support/index.ts';
+import { canRun, pristineTree, versions } from './support.ts';
 
 const PLUGIN = 'plugins/cuda/cuda_plugin.c';
 
@@ -40,7 +38,7 @@ const command = async (verb: string, dir: string, ...more: string[]) => {
 };
 
 /** What `verb` throws: it must refuse with this code, name a fix, and leave the tree as it is. */
-async function refuses(t: Tap, dir: string, code: string, verb: (dir: string) => Promise<unknown> = applyPatch) {
+async function refuses(t: Test, dir: string, code: string, verb: (dir: string) => Promise<unknown> = applyPatch) {
   const before = join(tempDir(t), 'before');
   await exec('cp', ['-a', dir, before], { timeoutMs: 30_000 });
   const error = await verb(dir).then(
@@ -62,7 +60,7 @@ async function shell(dir: string, command: string): Promise<string> {
 
 for (const version of versions) {
   t.test(`CRIU ${version}`, async (t) => {
-    const pristine = await pristineTree(t as unknown as Tap, version);
+    const pristine = await pristineTree(t, version);
     if (pristine === undefined) return;
     const copy = async (): Promise<string> => {
       const dir = join(tempDir(t), 'criu');
@@ -153,10 +151,9 @@ for (const version of versions) {
     });
 
     t.test('built in place: symbols, and rolled back to the byte', async (t) => {
-      const reason = whyNot(version);
-      if (!skipUnless(t as unknown as Tap, reason === undefined, reason ?? '')) return;
+      if (!canRun(t, version)) return;
       // What a built tree has, as the guide begins with one; building all of CRIU takes minutes.
-      const dir = (await pristineTree(t as unknown as Tap, version, true)) ?? '';
+      const dir = (await pristineTree(t, version, true)) ?? '';
       writeFileSync(join(dir, 'plugins', 'cuda', 'cuda_plugin.so'), 'built before');
       const before = join(tempDir(t), 'before');
       await exec('cp', ['-a', dir, before], { timeoutMs: 60_000 });
@@ -210,50 +207,49 @@ for (const version of versions) {
     t.test('what it refuses', async (t) => {
       const dir = await copy();
       const at = (path: string): string => join(dir, path);
-      const it = t as unknown as Tap;
 
       appendFileSync(at(PLUGIN), '\n/* a hand was here */\n');
-      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_UNRELEASED');
+      await refuses(t, dir, 'ERR_CUDAPOOL_PATCH_UNRELEASED');
       await applyPatch(dir, { force: true }); // every edit finds its place
       await rollbackPatch(dir);
       t.match(readFileSync(at(PLUGIN), 'utf8'), 'a hand was here', 'and rollback gives back the edited file');
 
       const original = readFileSync(join(pristine, PLUGIN), 'utf8');
       writeFileSync(at(PLUGIN), original.replace('bool plugin_added_to_inventory = false;', 'static bool added;'));
-      const misplaced = await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_PLACE', (tree) => applyPatch(tree, { force: true }));
+      const misplaced = await refuses(t, dir, 'ERR_CUDAPOOL_PATCH_PLACE', (tree) => applyPatch(tree, { force: true }));
       t.match(misplaced.lines, [/^globals\.c .*nothing matches/]);
 
       writeFileSync(
         at(PLUGIN),
         original.replace('#include <fcntl.h>', '#include <fcntl.h>\nstatic void *g_warm_context;'),
       );
-      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_FOREIGN');
+      await refuses(t, dir, 'ERR_CUDAPOOL_PATCH_FOREIGN');
 
       copyFileSync(join(pristine, PLUGIN), at(PLUGIN));
       writeFileSync(at(`${PLUGIN}.before-context-pool`), 'something else');
-      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_BACKUP');
+      await refuses(t, dir, 'ERR_CUDAPOOL_PATCH_BACKUP');
       rmSync(at(`${PLUGIN}.before-context-pool`));
       mkdirSync(at('plugins/cuda/cudapool'));
       writeFileSync(at('plugins/cuda/cudapool/pool.c'), '');
-      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_FOREIGN');
+      await refuses(t, dir, 'ERR_CUDAPOOL_PATCH_FOREIGN');
       rmSync(at('plugins/cuda/cudapool'), { recursive: true });
       mkdirSync(at(`${PLUGIN}.cudapool-new`));
-      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_WRITE'); // the last step fails: all others are undone
+      await refuses(t, dir, 'ERR_CUDAPOOL_PATCH_WRITE'); // the last step fails: all others are undone
       rmSync(at(`${PLUGIN}.cudapool-new`), { recursive: true });
-      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_NOT_APPLIED', rollbackPatch);
-      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_NOT_APPLIED', verifyPatch);
+      await refuses(t, dir, 'ERR_CUDAPOOL_PATCH_NOT_APPLIED', rollbackPatch);
+      await refuses(t, dir, 'ERR_CUDAPOOL_PATCH_NOT_APPLIED', verifyPatch);
 
       // The guide's backup, made by hand before: it stays.
       copyFileSync(at(PLUGIN), at(`${PLUGIN}.before-context-pool`));
       await applyPatch(dir);
-      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_APPLIED');
+      await refuses(t, dir, 'ERR_CUDAPOOL_PATCH_APPLIED');
       appendFileSync(at(PLUGIN), '\n');
-      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_EDITED', rollbackPatch);
-      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_EDITED');
+      await refuses(t, dir, 'ERR_CUDAPOOL_PATCH_EDITED', rollbackPatch);
+      await refuses(t, dir, 'ERR_CUDAPOOL_PATCH_EDITED');
       t.equal((await verifyPatch(dir)).ok, false);
       const { backup } = JSON.parse(readFileSync(at('plugins/cuda/.cudapool-patch.json'), 'utf8')).edited[1];
       renameSync(at(backup), at('hidden'));
-      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_BACKUP', (tree) => rollbackPatch(tree, { force: true }));
+      await refuses(t, dir, 'ERR_CUDAPOOL_PATCH_BACKUP', (tree) => rollbackPatch(tree, { force: true }));
       renameSync(at('hidden'), at(backup));
       await rollbackPatch(dir, { force: true });
       t.ok(existsSync(at(`${PLUGIN}.before-context-pool`)));
@@ -264,26 +260,26 @@ for (const version of versions) {
         at('plugins/cuda/.cudapool-patch.json'),
         '{"schema": "cudapool-patch-manifest/1", "edited": [{"path": "../../etc/passwd"}]}',
       );
-      await refuses(it, dir, 'ERR_CUDAPOOL_PATCH_MANIFEST', rollbackPatch);
+      await refuses(t, dir, 'ERR_CUDAPOOL_PATCH_MANIFEST', rollbackPatch);
       rmSync(at('plugins/cuda/.cudapool-patch.json'));
 
       const makefile = readFileSync(at('Makefile.versions'), 'utf8');
       writeFileSync(at('Makefile.versions'), makefile.replace(/MAJOR\s*:= 4/, 'MAJOR := 3'));
-      await refuses(it, dir, 'ERR_CUDAPOOL_CRIU_VERSION');
+      await refuses(t, dir, 'ERR_CUDAPOOL_CRIU_VERSION');
       rmSync(at('Makefile.versions'));
-      await refuses(it, dir, 'ERR_CUDAPOOL_NOT_CRIU');
+      await refuses(t, dir, 'ERR_CUDAPOOL_NOT_CRIU');
     });
   });
 }
 
 t.test('CRIU 4.2 is a release, and has the files of 4.2.1', async (t) => {
-  const dir = await pristineTree(t as unknown as Tap, '4.2.1');
+  const dir = await pristineTree(t, '4.2.1');
   if (dir === undefined) return;
   const [numbers, plugin] = [join(dir, 'Makefile.versions'), join(dir, PLUGIN)];
   writeFileSync(numbers, readFileSync(numbers, 'utf8').replace(/^(CRIU_VERSION_SUBLEVEL\s*:=).*$/m, '$1'));
   const original = readFileSync(plugin);
   appendFileSync(plugin, '\n');
-  await refuses(t as unknown as Tap, dir, 'ERR_CUDAPOOL_PATCH_UNRELEASED');
+  await refuses(t, dir, 'ERR_CUDAPOOL_PATCH_UNRELEASED');
   writeFileSync(plugin, original);
   await applyPatch(dir);
   const manifest = JSON.parse(readFileSync(join(dir, 'plugins/cuda/.cudapool-patch.json'), 'utf8'));
@@ -294,7 +290,7 @@ t.test('CRIU 4.2 is a release, and has the files of 4.2.1', async (t) => {
 t.test('usage', async (t) => {
   t.equal((await cudapool(['patch', 'apply'])).exitCode, 2, 'no tree');
   t.equal((await cudapool(['patch', 'apply', '--criu-src', '/nonexistent'])).exitCode, 2, 'no folder');
-  const { exitCode, json } = await command('apply', tempDir(t as unknown as Tap));
+  const { exitCode, json } = await command('apply', tempDir(t));
   t.equal(exitCode, 1);
   t.match(json, { error: { code: 'ERR_CUDAPOOL_NOT_CRIU', hint: String } });
 });

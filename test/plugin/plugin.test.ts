@@ -3,17 +3,17 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
-import { skipUnless, tempDir } from '../support/index.ts';
+import { tempDir } from '../support/index.ts';
 import {
+  type Case,
+  canRun,
+  count,
   expect,
   type Outcome,
   programs,
-  type ScenarioOptions,
+  runCasesWithEach,
   scenario,
   soon,
-  type Version,
-  versions,
-  whyNot,
 } from './support.ts';
 
 const pool = { CRIU_CUDA_CONTEXT_POOL: '1' };
@@ -23,19 +23,6 @@ const well = { dump: '0', restore: '0', gone: '0' };
 /** A dump and a restore, both asked for what they left. */
 const round = 'dump; left gone; restore; answers alive; states after';
 
-interface Case {
-  name: string;
-  script: string;
-  options?: ScenarioOptions;
-  wanted: Record<string, string>;
-  /** What else must hold. */
-  also?: (t: Tap, outcome: Outcome) => void;
-  /** Also on the older CRIU. */
-  both?: true;
-}
-type Tap = typeof t;
-
-const count = (text: string, what: string | RegExp): number => text.split(what).length - 1;
 const acts = (outcome: Outcome): string[] => outcome.pool.filter((line) => / done$/.test(line));
 const begun = (outcome: Outcome, op: string): number[] =>
   outcome.pool.flatMap((line, i) => (line.startsWith(`${op} `) && line.includes('limit') ? [i] : []));
@@ -381,26 +368,10 @@ const cases: Case[] = [
   },
 ];
 
-for (const version of versions) {
-  t.test(`CRIU ${version}`, async (t) => {
-    const reason = whyNot(version);
-    if (!skipUnless(t, reason === undefined, reason ?? '')) return;
-    t.jobs = 2;
-    const due = version === versions[0] ? cases : cases.filter(({ both }) => both === true);
-    for (const { name, script, options, wanted, also } of due) {
-      t.test(name, async (t) => {
-        const outcome = await scenario(t, script, { ...options, version });
-        expect(t, outcome, wanted);
-        also?.(t as unknown as Tap, outcome);
-      });
-    }
-  });
-}
+runCasesWithEach(t, cases);
 
 t.test('the plugin starts a pool where there is none, with an end', async (t) => {
-  const version: Version = versions[0];
-  const reason = whyNot(version);
-  if (!skipUnless(t, reason === undefined, reason ?? '')) return;
+  if (!canRun(t)) return;
   const daemon = join(tempDir(t), 'cudapoold');
   writeFileSync(daemon, `#!/bin/sh\nexec "${await programs()}/fakepool" "$@"\n`, { mode: 0o755 });
   const outcome = await scenario(t, `start_app 1 0; ${round}; ps -eo comm= | grep -c fakepool | sed s/^/pools=/`, {

@@ -71,13 +71,14 @@ export interface ScenarioOptions {
   libs?: string;
 }
 
-/** Why scenarios cannot run here; undefined: they can. */
-export function whyNot(version: Version): string | undefined {
-  if (!isRoot) return 'CRIU needs root';
+/** `if (!canRun(t)) return;`: are scenarios possible here? */
+export function canRun(t: Test, version: Version = versions[0]): boolean {
   const tree = patchedTree(version);
-  if (existsSync(join(tree, 'criu', 'criu')) && existsSync(join(tree, 'plugins', 'cuda', 'cuda_plugin.so')))
-    return undefined;
-  return `${tree} is not built: bin/cudapool setup --for test does that`;
+  const there = existsSync(join(tree, 'criu', 'criu')) && existsSync(join(tree, 'plugins', 'cuda', 'cuda_plugin.so'));
+  return (
+    skipUnless(t, isRoot, 'CRIU needs root') &&
+    skipUnless(t, there, `${tree} is not built: bin/cudapool setup --for test does that`)
+  );
 }
 
 /** The folder of the scripted pool, the recording cuda-checkpoint and the application. */
@@ -120,6 +121,50 @@ export async function scenario(t: Test, script: string, options: ScenarioOptions
   if (exitCode !== 0) t.comment(`the scenario ended with ${exitCode}`, stderr, values);
   return { values, pool: lines('log'), executed: lines('executed'), log: (name) => read(`${name}.log`) };
 }
+
+/** A scenario, and what must come of it. */
+export interface Case {
+  readonly name: string;
+  readonly script: string;
+  readonly options?: ScenarioOptions;
+  readonly wanted: Record<string, string>;
+  /** What else must hold. */
+  readonly also?: (t: Test, outcome: Outcome) => void;
+  /** Also on the older CRIU. */
+  readonly both?: true;
+}
+
+/** A test of each, two at a time. `optionsOf`: what a case is run with. */
+export function runCases<C extends Case>(
+  t: Test,
+  cases: readonly C[],
+  optionsOf: (t: Test, each: C) => ScenarioOptions,
+): void {
+  t.jobs = 2;
+  for (const each of cases)
+    t.test(each.name, async (t) => {
+      const outcome = await scenario(t, each.script, optionsOf(t, each));
+      expect(t, outcome, each.wanted);
+      each.also?.(t, outcome);
+    });
+}
+
+/** The same with each CRIU that is supported. */
+export function runCasesWithEach<C extends Case>(
+  t: Test,
+  cases: readonly C[],
+  optionsOf: (t: Test, each: C, version: Version) => ScenarioOptions = (_, { options }) => options ?? {},
+): void {
+  for (const version of versions)
+    t.test(`CRIU ${version}`, async (t) => {
+      if (!canRun(t, version)) return;
+      const due = version === versions[0] ? cases : cases.filter(({ both }) => both === true);
+      runCases(t, due, (t, each) => ({ ...optionsOf(t, each, version), version }));
+    });
+}
+
+/** How often that stands in a text. */
+export const count = (text: string, what: string | RegExp): number => text.split(what).length - 1;
 
 /**
  * For t.ok(): restores that must fail did within a second, by their median; on a busy machine the scenario's dump took
