@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "control_page.h"
+#include "detach.h"
 
 static char answer[4096];
 
@@ -96,15 +97,7 @@ int main(int argc, char **argv)
 		return 1;
 	cuda = atoi(argv[1]);
 	plain = atoi(argv[2]);
-	close_range(3, ~0u, 0); /* what a test runner left open cannot be dumped */
-	if (setsid() < 0 && getpid() != getsid(0))
-		return 1;
-	for (i = 0; i < 3; i++) {
-		close(i);
-		if (open("/dev/null", O_RDWR) != i)
-			return 1;
-	}
-	if (chdir("/"))
+	if (!detach())
 		return 1;
 
 	for (i = 1; i < cuda + plain; i++) {

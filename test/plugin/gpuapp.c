@@ -15,6 +15,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "detach.h"
+
 #define BYTES (2 << 20)	 /* can be parked */
 #define SMALL (64 << 10) /* cannot */
 #define ZEROS (16 << 20) /* of zeros but for one byte in the middle */
@@ -124,14 +126,7 @@ int main(int argc, char **argv)
 
 	if (argc < 3 || !wanted || !found)
 		return 2;
-	close_range(3, ~0u, 0); /* what a test runner left open cannot be dumped */
-	setsid();
-	for (i = 0; i < 3; i++) {
-		close(i);
-		if (open("/dev/null", O_RDWR) != i)
-			return 1;
-	}
-	if (chdir("/"))
+	if (!detach())
 		return 1;
 	for (i = 1; i < atoi(argv[1]); i++)
 		if (fork() == 0)
