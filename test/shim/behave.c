@@ -3,9 +3,7 @@
 #include "api.h"
 
 #include <errno.h>
-#include <linux/filter.h>
 #include <linux/futex.h>
-#include <linux/seccomp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -19,6 +17,7 @@
 #include <unistd.h>
 
 #include "control_page.h"
+#include "forbid.h"
 
 static int points, failed;
 
@@ -378,17 +377,10 @@ static void failing(void)
 /* The driver without a control page: where memfd_create is forbidden, as in some sandboxes. */
 static void nomemfd(void)
 {
-	struct sock_filter filter[] = {
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_memfd_create, 0, 1),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-	};
-	struct sock_fprog program = {sizeof(filter) / sizeof(filter[0]), filter};
 	struct api a;
 	int version;
 
-	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program)) {
+	if (!forbid(SYS_memfd_create, ENOSYS)) {
 		ok(false, "seccomp");
 		return;
 	}

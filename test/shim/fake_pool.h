@@ -238,6 +238,20 @@ static inline int fake_pool_wait_end(struct fake_pool *pool, int fd)
 	}
 }
 
+/* The size of what came. Not positive: it is over, by END with this error, or with a negative errno of ours. */
+static inline int fake_pool_next(struct fake_pool *pool, int fd, struct cudapool_channel_pieces *pieces, int *fds,
+				 unsigned *count)
+{
+	int n = fake_pool_receive(pool, fd, pieces, sizeof(*pieces), fds, count);
+
+	if (n <= 0)
+		return n ? n : -EPIPE;
+	if (pieces->h.type != CUDAPOOL_CHANNEL_END)
+		return n;
+	memcpy(&pool->end, pieces, sizeof(pool->end));
+	return pool->end.error;
+}
+
 static inline int fake_pool_park_on(struct fake_pool *pool, int fd)
 {
 	struct cudapool_channel_pieces pieces;
@@ -246,13 +260,9 @@ static inline int fake_pool_park_on(struct fake_pool *pool, int fd)
 	int fds[CUDAPOOL_CHANNEL_BATCH], n;
 	unsigned count;
 
-	n = fake_pool_receive(pool, fd, &pieces, sizeof(pieces), fds, &count);
+	n = fake_pool_next(pool, fd, &pieces, fds, &count);
 	if (n <= 0)
-		return n ? n : -EPIPE;
-	if (pieces.h.type == CUDAPOOL_CHANNEL_END) {
-		memcpy(&pool->end, &pieces, sizeof(pool->end));
-		return pool->end.error;
-	}
+		return n;
 	if (pieces.h.type != CUDAPOOL_CHANNEL_BEGIN || n != sizeof(pool->begin))
 		return -EBADMSG;
 	memcpy(&pool->begin, &pieces, sizeof(pool->begin));
@@ -263,13 +273,9 @@ static inline int fake_pool_park_on(struct fake_pool *pool, int fd)
 	pool->piece = calloc(pool->begin.pieces + 1, sizeof(*pool->piece));
 	pool->fd = calloc(pool->begin.pieces + 1, sizeof(*pool->fd));
 	while (pool->pieces < pool->begin.pieces) {
-		n = fake_pool_receive(pool, fd, &pieces, sizeof(pieces), fds, &count);
+		n = fake_pool_next(pool, fd, &pieces, fds, &count);
 		if (n <= 0)
-			return n ? n : -EPIPE;
-		if (pieces.h.type == CUDAPOOL_CHANNEL_END) {
-			memcpy(&pool->end, &pieces, sizeof(pool->end));
-			return pool->end.error;
-		}
+			return n;
 		if (pieces.h.type != CUDAPOOL_CHANNEL_PIECES || pieces.count != count || !count ||
 		    pieces.first != pool->pieces || pool->pieces + count > pool->begin.pieces)
 			return -EBADMSG;
@@ -333,14 +339,10 @@ static inline int fake_pool_unpark_on(struct fake_pool *pool, int fd)
 			close(null);
 		if (n < 0)
 			return n;
-		n = fake_pool_receive(pool, fd, &pieces, sizeof(pieces), fds, &none);
+		n = fake_pool_next(pool, fd, &pieces, fds, &none);
 		if (n <= 0)
-			return n ? n : -EPIPE;
+			return n;
 		memcpy(&ack, &pieces, sizeof(ack));
-		if (pieces.h.type == CUDAPOOL_CHANNEL_END) {
-			memcpy(&pool->end, &pieces, sizeof(pool->end));
-			return pool->end.error;
-		}
 		if (pieces.h.type != CUDAPOOL_CHANNEL_ACK || ack.next != done + count)
 			return -EBADMSG;
 		for (n = 0; pool->passes && n < (int)count; n++) {

@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: MIT
 /* The gate by itself (preload/gate.c): who is inside when it has closed, and who may pass. */
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <pthread.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 
 #include "../../preload/gate.c"
+#include "forbid.h"
 
 #include <linux/futex.h>
 
@@ -219,30 +217,16 @@ static void cases(void)
 	ok(cudapool_state.closed == CUDAPOOL_GATE_OPEN, "and stays open");
 }
 
-/* From here on this process has no membarrier. */
-static int forbid_membarrier(void)
-{
-	struct sock_filter filter[] = {
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_membarrier, 0, 1),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-	};
-	struct sock_fprog program = {sizeof(filter) / sizeof(filter[0]), filter};
-
-	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
-}
-
 int main(int argc, char **argv)
 {
 	if (argc == 2 && !strcmp(argv[1], "refused")) {
 		cudapool_gate_prepare();
-		ok(cudapool_state.closed == CUDAPOOL_GATE_OPEN && !forbid_membarrier(), "membarrier is refused from now on");
+		ok(cudapool_state.closed == CUDAPOOL_GATE_OPEN && forbid(SYS_membarrier, EPERM), "membarrier is refused from now on");
 		ok(cudapool_gate_close(100000) == -EOPNOTSUPP, "then it is not closed");
 		ok(cudapool_state.closed == CUDAPOOL_GATE_CAREFUL, "but calls are careful from now on");
 		storm("careful");
 	} else if (argc == 2 && !strcmp(argv[1], "careful")) {
-		ok(!forbid_membarrier(), "membarrier is refused");
+		ok(forbid(SYS_membarrier, EPERM), "membarrier is refused");
 		cudapool_gate_prepare();
 		ok(cudapool_state.closed == CUDAPOOL_GATE_CAREFUL, "so calls are careful");
 		storm("careful");
