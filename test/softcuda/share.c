@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 /* Exported memory: what keeps it alive, who counts it, and ten thousand pieces at once. */
+#include "pass.h"
 #include "target.h"
 
 #include <dirent.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 
 #define GRAIN  (2ul << 20)
 #define PIECES 10000
@@ -68,11 +68,6 @@ static void unmapped(CUdeviceptr ptr)
 /* Makes two pieces, exports one, sends it and waits to be killed. */
 static void maker(int socket)
 {
-	char control[CMSG_SPACE(sizeof(int))] = {0}, byte = 1;
-	struct iovec data = {&byte, 1};
-	struct msghdr message = {
-		.msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
-	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
 	CUmemGenericAllocationHandle handles[2];
 	CUcontext ctx;
 	int fd;
@@ -84,26 +79,9 @@ static void maker(int socket)
 		must(cuMemsetD32(mapped(handles[i]), 0xfeed + i, GRAIN / 4));
 	}
 	must(cuMemExportToShareableHandle(&fd, handles[1], CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
-	header->cmsg_level = SOL_SOCKET;
-	header->cmsg_type = SCM_RIGHTS;
-	header->cmsg_len = CMSG_LEN(sizeof(int));
-	memcpy(CMSG_DATA(header), &fd, sizeof(fd));
-	if (sendmsg(socket, &message, 0) == 1)
+	if (pass(socket, fd))
 		pause();
 	_exit(1);
-}
-
-static int receive(int socket)
-{
-	char control[CMSG_SPACE(sizeof(int))], byte;
-	struct iovec data = {&byte, 1};
-	struct msghdr message = {
-		.msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
-	int fd = -1;
-
-	if (recvmsg(socket, &message, MSG_CMSG_CLOEXEC) == 1 && CMSG_FIRSTHDR(&message))
-		memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(fd));
-	return fd;
 }
 
 static void outlives_its_maker(pid_t pid, int fd, size_t all)
@@ -223,7 +201,7 @@ int main(void)
 	pid = fork();
 	if (!pid)
 		maker(sockets[1]);
-	fd = receive(sockets[0]);
+	fd = passed(sockets[0]);
 	must(cuInit(0));
 	must(cuCtxCreate(&ctx, NULL, 0, 0));
 	outlives_its_maker(pid, fd, all);

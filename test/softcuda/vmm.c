@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
 /* Virtual memory management, also between processes. */
 #include "cu.h"
-
-#include <sys/socket.h>
+#include "pass.h"
 
 static const CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
 					 .requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
@@ -10,34 +9,6 @@ static const CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
 static const CUmemAccessDesc read_write = {.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE},
 					   .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
 static size_t grain;
-
-static int send_fd(int socket, int fd)
-{
-	char byte = 0, control[CMSG_SPACE(sizeof(int))] = {0};
-	struct iovec data = {&byte, 1};
-	struct msghdr message = {
-		.msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
-	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-
-	header->cmsg_level = SOL_SOCKET;
-	header->cmsg_type = SCM_RIGHTS;
-	header->cmsg_len = CMSG_LEN(sizeof(int));
-	memcpy(CMSG_DATA(header), &fd, sizeof(fd));
-	return sendmsg(socket, &message, 0) == 1 ? 0 : -1;
-}
-
-static int receive_fd(int socket)
-{
-	char byte, control[CMSG_SPACE(sizeof(int))];
-	struct iovec data = {&byte, 1};
-	struct msghdr message = {
-		.msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
-	int fd = -1;
-
-	if (recvmsg(socket, &message, MSG_CMSG_CLOEXEC) == 1 && CMSG_FIRSTHDR(&message))
-		memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(fd));
-	return fd;
-}
 
 /* Makes a piece, fills it, hands its descriptor over and dies. */
 static int exporter(int socket)
@@ -55,7 +26,7 @@ static int exporter(int socket)
 	must(cuMemSetAccess(ptr, grain, &read_write, 1));
 	must(cuMemsetD32(ptr, 0xc0ffee, grain / 4));
 	must(cuMemExportToShareableHandle(&fd, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
-	return send_fd(socket, fd);
+	return !pass(socket, fd);
 }
 
 int main(void)
@@ -81,7 +52,7 @@ int main(void)
 	pid = fork();
 	if (!pid)
 		_exit(exporter(sockets[1]));
-	fd = receive_fd(sockets[0]);
+	fd = passed(sockets[0]);
 	ok(waitpid(pid, &status, 0) == pid && !status, "another process makes memory, exports it and ends");
 
 	must(cuInit(0));
