@@ -6,7 +6,6 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -200,15 +199,9 @@ static void round_trip(struct set *set, unsigned threads, unsigned chunk_mb)
 /* A file with so much room in memory, or -1: one may not mount here. */
 static int small_file(const char *size)
 {
-	int config = fsopen("tmpfs", FSOPEN_CLOEXEC), root = -1, file = -1;
+	int root = memory_fs("size", size), file = openat(root, "image", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 
-	if (config >= 0 && !fsconfig(config, FSCONFIG_SET_STRING, "size", size, 0) &&
-	    !fsconfig(config, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
-		root = fsmount(config, FSMOUNT_CLOEXEC, 0);
-	if (root >= 0)
-		file = openat(root, "image", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	close(root);
-	close(config);
 	return file;
 }
 

@@ -11,7 +11,6 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -278,17 +277,13 @@ static double median(double *samples)
 /* A new file in a tmpfs of its own that gives huge pages by itself, or else in the kernel's. */
 static int new_file(bool huge)
 {
-	int fs = huge ? fsopen("tmpfs", FSOPEN_CLOEXEC) : -1, mounted = -1, file = -1;
+	int root, file;
 
 	if (!huge)
 		return memfd_create("image", MFD_CLOEXEC);
-	if (fs >= 0 && !fsconfig(fs, FSCONFIG_SET_STRING, "huge", "within_size", 0) &&
-	    !fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
-		mounted = fsmount(fs, FSMOUNT_CLOEXEC, 0);
-	if (mounted >= 0)
-		file = openat(mounted, ".", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
-	close(fs);
-	close(mounted);
+	root = memory_fs("huge", "within_size");
+	file = openat(root, ".", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
+	close(root);
 	return file;
 }
 

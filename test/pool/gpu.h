@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <unistd.h>
 
 #include "engine_internal.h"
@@ -92,6 +93,18 @@ static inline uint64_t gpu_free_bytes(int device)
 	if (engine_memory(uuid, &free, &total, text))
 		abort();
 	return free;
+}
+
+/* A file system in memory with one option, mounted nowhere; -1: one may not make it here. */
+static inline int memory_fs(const char *option, const char *value)
+{
+	int config = fsopen("tmpfs", FSOPEN_CLOEXEC), root = -1;
+
+	if (config >= 0 && !fsconfig(config, FSCONFIG_SET_STRING, option, value, 0) &&
+	    !fsconfig(config, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
+		root = fsmount(config, FSMOUNT_CLOEXEC, 0);
+	close(config);
+	return root;
 }
 
 /* Numbers that look random, the same ones for the same seed. */

@@ -3,9 +3,6 @@
  * An application and its own small shim, which parks and unparks real memory of the driver by the book, or breaks it
  * as it is told: shim MODE [PIECES]. "honest" does everything right; the others say what they do where they do it.
  */
-#define CUDAPOOL_ABI_NO_VERSIONS
-#include <cuda.h>
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -25,6 +22,7 @@
 #include "attach.h"
 #include "channel.h"
 #include "control_page.h"
+#include "driver_calls.h"
 
 #define PIECE  (2u << 20)
 #define MOST   4096
@@ -49,34 +47,6 @@ static bool is(const char *what)
 
 /* ---- the driver ------------------------------------------------------------------------------- */
 
-#define CUDA_API(needs, symbol, base, since, params, args)		     typedef CUresult symbol##_function params;
-#define CUDA_API_PTSZ(needs, symbol, base, since, since_ptsz, params, args) typedef CUresult symbol##_function params;
-#define CUDA_API_PTDS(needs, symbol, base, since, since_ptds, params, args) typedef CUresult symbol##_function params;
-#include "cuda_api.def"
-
-static void *driver;
-
-#define CALL(name, ...) must(((name##_function *)function(#name))(__VA_ARGS__), #name)
-
-static void *function(const char *name)
-{
-	void *f = dlsym(driver, name);
-
-	if (!f) {
-		fprintf(stderr, "shim: no %s\n", name);
-		exit(1);
-	}
-	return f;
-}
-
-static void must(CUresult result, const char *what)
-{
-	if (result == CUDA_SUCCESS)
-		return;
-	fprintf(stderr, "shim: %s: %d\n", what, result);
-	exit(1);
-}
-
 static const CUmemAllocationProp prop = {
 	.type = CU_MEM_ALLOCATION_TYPE_PINNED,
 	.requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
@@ -97,7 +67,7 @@ static bool renew(unsigned i)
 {
 	CUmemGenericAllocationHandle old = handle[i], made;
 	CUdeviceptr there = at[i];
-	CUresult result = ((cuMemCreate_function *)function("cuMemCreate"))(&made, PIECE, &prop, 0);
+	CUresult result = RESULT(cuMemCreate, &made, PIECE, &prop, 0);
 
 	if (result == CUDA_ERROR_OUT_OF_MEMORY)
 		return false;
@@ -122,11 +92,6 @@ static void allocate(void)
 	CUdevice device;
 	unsigned i;
 
-	driver = dlopen("libcuda.so.1", RTLD_NOW);
-	if (!driver) {
-		fprintf(stderr, "shim: %s\n", dlerror());
-		exit(1);
-	}
 	CALL(cuInit, 0u);
 	CALL(cuDeviceGet, &device, 0);
 	CALL(cuDevicePrimaryCtxRetain, &context, device);

@@ -45,6 +45,20 @@ static void test_worker(void)
 	ok(until(nothing_used, 2000), "nothing is kept of either");
 }
 
+/* What its own process was offered when its image was complete. */
+static struct park *saved_and_offered(struct store_dir *dir, struct store_gift *gift, uint8_t token[16])
+{
+	struct park *parked = park(dir, 3, 4);
+
+	memcpy(token, store_token(parked), 16);
+	store_wait_saved(parked, fresh(&waited));
+	wait_done();
+	store_return(gift, parked);
+	store_give(gift, fresh(&waited));
+	wait_done();
+	return parked;
+}
+
 static void test_returned(void)
 {
 	struct cudapool_found found;
@@ -72,13 +86,7 @@ static void test_returned(void)
 	ok(until(nothing_used, 2000) && files_in("returned", ".img") + files_in("returned", ".part") == 0,
 	   "then nothing of it is left, no image either");
 
-	parked = park(dir, 3, 4);
-	memcpy(token, store_token(parked), sizeof(token));
-	store_wait_saved(parked, fresh(&waited));
-	wait_done();
-	store_return(&gift, parked);
-	store_give(&gift, fresh(&waited));
-	wait_done();
+	saved_and_offered(dir, &gift, token);
 	store_gave(&gift, true);
 	ok(until(nothing_used, 2000) && files_in("returned", ".img") == 1,
 	   "with --leave-running the image stays, the memory not");
@@ -86,13 +94,7 @@ static void test_returned(void)
 	ok(restore("returned", token, CUDAPOOL_HOT_MOVE, 3, 4, true) == CUDAPOOL_PATH_LOADED, "and it can be restored");
 
 	dir = open_dir("returned", CUDAPOOL_IMAGES_DUMP, CUDAPOOL_HOT_AUTO, &found);
-	parked = park(dir, 3, 4);
-	memcpy(token, store_token(parked), sizeof(token));
-	store_wait_saved(parked, fresh(&waited));
-	wait_done();
-	store_return(&gift, parked);
-	store_give(&gift, fresh(&waited));
-	wait_done();
+	parked = saved_and_offered(dir, &gift, token);
 	store_gave(&gift, false);
 	store_orphaned(parked);
 	ok(until(nothing_used, 2000), "what its own process was offered before it died is for nobody else");
