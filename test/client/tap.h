@@ -11,11 +11,12 @@
 
 static int tap_count, tap_failed;
 
-/* One test point; `...` is its name, as for printf. */
-static bool __attribute__((format(printf, 2, 3))) ok(bool passed, const char *name, ...)
+/* One test point, of any thread; `...` is its name, as for printf. */
+static inline bool __attribute__((format(printf, 2, 3))) ok(bool passed, const char *name, ...)
 {
 	va_list args;
 
+	flockfile(stdout);
 	printf("%sok %d - ", passed ? "" : "not ", ++tap_count);
 	va_start(args, name);
 	vprintf(name, args);
@@ -23,6 +24,7 @@ static bool __attribute__((format(printf, 2, 3))) ok(bool passed, const char *na
 	printf("\n");
 	fflush(stdout);
 	tap_failed += !passed;
+	funlockfile(stdout);
 	return passed;
 }
 
@@ -41,7 +43,7 @@ static inline void __attribute__((format(printf, 1, 2))) note(const char *format
 static inline int tap_end(void)
 {
 	printf("1..%d\n", tap_count);
-	return tap_failed ? 1 : 0;
+	return tap_failed || !tap_count;
 }
 
 #endif

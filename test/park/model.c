@@ -575,7 +575,7 @@ int main(int argc, char **argv)
 	else if (write(go[1], &c, 1) != 1)
 		kill(child, SIGKILL);
 	waitpid(child, &status, 0);
-	tap_points += 2; /* the application's */
+	tap_count += 2; /* the application's */
 	printf("# %u parks, %u refused, %u unparks, %u failed; %u pieces at most\n", count.parks, count.refused,
 	       count.unparks, count.failed, count.most);
 	ok(count.parks && count.unparks == count.parks, "it was parked and unparked");

@@ -11,18 +11,11 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "../client/tap.h"
 #include "fake_pool.h"
 
 #define CUDAPOOL_ABI_NO_VERSIONS
 #include <cuda.h>
-
-static int points, failed;
-
-static void ok(bool good, const char *what)
-{
-	printf("%sok %d - %s\n", good ? "" : "not ", ++points, what);
-	failed += !good;
-}
 
 static void *lib;
 static int *depth;
@@ -38,7 +31,7 @@ static __attribute__((noinline)) void call(const char *name)
 	int i;
 
 	errno = 77;
-	ok(function && function(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11) == CUDA_SUCCESS && errno == 77, name);
+	ok(function && function(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11) == CUDA_SUCCESS && errno == 77, "%s", name);
 	*depth = 0;
 	ok(function && function(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11) == CUDA_SUCCESS, "again");
 	for (i = 0; i < *depth; i++)
@@ -91,6 +84,5 @@ int main(void)
 		ok(pool.page->unknown == 1, "one that the driver has and the gate does not know is counted, once");
 		ok(!strcmp(pool.page->unknown_name, "cuPlainUnknown"), "and named");
 	}
-	printf("1..%d\n", points);
-	return failed || !points;
+	return tap_end();
 }

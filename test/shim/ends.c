@@ -90,7 +90,7 @@ static void parks(const char *what)
 
 	if (err)
 		printf("# %d: %s\n", err, pool.end.text);
-	ok(!err && now_ms() - begun < 5000, what);
+	ok(!err && now_ms() - begun < 5000, "%s", what);
 	ok(!fake_pool_unpark(&pool, 10000) && gpu_holds(ptr, MIB, 3), "and has its memory again");
 }
 

@@ -166,7 +166,6 @@ static void captures(void)
 	static const char *const modes[] = {"global", "thread-local", "relaxed"};
 	struct capture c;
 	pthread_t thread;
-	char what[128];
 	unsigned kind, mode;
 
 	begin();
@@ -185,8 +184,7 @@ static void captures(void)
 			/* While a blocking stream is captured, nobody can ask for the work of threads' default streams. */
 			if (kind == 1 && !gpu_plain)
 				step = 2;
-			snprintf(what, sizeof(what), "parks during a %s capture of %s", modes[mode], kinds[kind].name);
-			ok(cycle(), what);
+			ok(cycle(), "parks during a %s capture of %s", modes[mode], kinds[kind].name);
 			step = 2;
 			pthread_join(thread, NULL);
 			ok(c.good, "which then ends well, and its graph runs");
@@ -316,7 +314,6 @@ static void callbacks(void)
 {
 	pthread_t thread;
 	int how, seen, i;
-	char what[128];
 
 	begin();
 	MUST(cuMemAlloc_v2(&touched, 2 * MIB));
@@ -331,11 +328,10 @@ static void callbacks(void)
 			thread = start(waiting_thread, &seen);
 			wait_for_step(1);
 		}
-		snprintf(what, sizeof(what), "parks while host functions call CUDA, %s",
-			 how == 0   ? "and a thread waits for the stream"
-			 : how == 1 ? "and a thread waits for the context"
-				    : "and nobody waits");
-		ok(cycle(), what);
+		ok(cycle(), "parks while host functions call CUDA, and %s",
+		   how == 0   ? "a thread waits for the stream"
+		   : how == 1 ? "a thread waits for the context"
+			      : "nobody waits");
 		if (how < 2) {
 			pthread_join(thread, NULL);
 			ok(seen == 100, "whose wait ends well");

@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 
 #include "../../preload/gate.c"
+#include "../client/tap.h"
 #include "forbid.h"
 
 #include <linux/futex.h>
@@ -23,14 +24,6 @@ long cudapool_futex_wait(uint32_t *word, uint32_t value, long limit_ms)
 long cudapool_futex_wake(uint32_t *word, int count)
 {
 	return syscall(SYS_futex, word, FUTEX_WAKE, count, NULL, NULL, 0);
-}
-
-static int points, failed;
-
-static void ok(bool good, const char *what)
-{
-	printf("%sok %d - %s\n", good ? "" : "not ", ++points, what);
-	failed += !good;
 }
 
 #define THREADS 16
@@ -80,7 +73,6 @@ static void storm(const char *how)
 	pthread_t thread[THREADS];
 	int i, round, errors = 0, intruders = 0;
 	uint64_t begun, slowest = 0;
-	char what[128];
 	long calls = 0;
 
 	enough = false;
@@ -102,8 +94,7 @@ static void storm(const char *how)
 		calls += worker[i].calls;
 	}
 	printf("# %ld calls, slowest close %llu us\n", calls, (unsigned long long)slowest);
-	snprintf(what, sizeof(what), "%s: it closes under sixteen threads", how);
-	ok(!errors, what);
+	ok(!errors, "%s: it closes under sixteen threads", how);
 	ok(!intruders && calls > 10000, "and nobody is inside then");
 }
 
@@ -235,6 +226,5 @@ int main(int argc, char **argv)
 		storm("open");
 		cases();
 	}
-	printf("1..%d\n", points);
-	return failed || !points;
+	return tap_end();
 }

@@ -16,6 +16,8 @@
 #define CUDAPOOL_ABI_NO_VERSIONS
 #include <cuda.h>
 
+#include "../client/tap.h"
+
 #define GPU_API(F)                                                                                                     \
 	F(cuInit)                                                                                                      \
 	F(cuDeviceGetCount)                                                                                            \
@@ -80,26 +82,6 @@ struct gpu {
 };
 static struct gpu gpu;
 static bool gpu_plain; /* set before gpu_begin(): look up no function for threads' default streams */
-
-static int tap_points, tap_failed;
-
-static inline void ok(bool good, const char *what)
-{
-	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-
-	pthread_mutex_lock(&lock);
-	tap_points++;
-	tap_failed += !good;
-	printf("%sok %d - %s\n", good ? "" : "not ", tap_points, what);
-	fflush(stdout);
-	pthread_mutex_unlock(&lock);
-}
-
-static inline int tap_end(void)
-{
-	printf("1..%d\n", tap_points);
-	return tap_failed || !tap_points;
-}
 
 /* The tests of a program, by name; the table ends with none. */
 struct tap_test {

@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 
+#include "../client/tap.h"
 #include "attach.h"
 #include "fake_pool.h"
 
@@ -18,15 +19,6 @@ static struct memory_api cu;
 static struct fake_pool pool;
 static CUcontext context;
 static CUdeviceptr ptr;
-static int points, failed;
-
-static void ok(bool good, const char *what)
-{
-	printf("%sok %d - %s\n", good ? "" : "not ", ++points, what);
-	fflush(stdout);
-	failed += !good;
-}
-
 static void must(CUresult r, const char *what)
 {
 	if (r == CUDA_SUCCESS)
@@ -124,7 +116,7 @@ static void refused(uint32_t mb, const char *what)
 
 	snprintf(bytes, sizeof(bytes), " %u MiB of another process", mb);
 	ok(fake_pool_park(&pool, 1000) == -EOPNOTSUPP && strstr(pool.page->reason, bytes) &&
-		   strstr(pool.page->reason, "cannot restore"), what);
+		   strstr(pool.page->reason, "cannot restore"), "%s", what);
 	ok(pool.page->foreign_mb == mb && pool.page->park_state == CUDAPOOL_PARK_OPEN && marked(ptr),
 	   "the page says how much, and the application runs on");
 }
@@ -132,7 +124,7 @@ static void refused(uint32_t mb, const char *what)
 static void parks(const char *what)
 {
 	ok(!pool.page->foreign_mb && !fake_pool_park(&pool, 10000) && !fake_pool_unpark(&pool, 10000) && marked(ptr),
-	   what);
+	   "%s", what);
 }
 
 static void shim(int fd)
@@ -313,6 +305,5 @@ int main(int argc, char **argv)
 	close(alive);
 	wait(NULL);
 	fake_pool_close(&pool);
-	printf("1..%d\n", points);
-	return failed || !points;
+	return tap_end();
 }

@@ -68,7 +68,6 @@ static void attributes(void)
 	CUcontext second, other;
 	CUdeviceptr ptr[KINDS];
 	unsigned on = 1, i;
-	char what[128];
 	size_t pitch;
 
 	begin();
@@ -92,8 +91,7 @@ static void attributes(void)
 	ok(cycle() && cycle(), "parks and unparks, twice");
 	for (i = 0; i < KINDS; i++) {
 		after = tell(ptr[i] + 4096);
-		snprintf(what, sizeof(what), "nothing that can be asked about %s has changed", names[i]);
-		ok(!memcmp(&before[i], &after, sizeof(after)), what);
+		ok(!memcmp(&before[i], &after, sizeof(after)), "nothing that can be asked about %s has changed", names[i]);
 	}
 	ok(gpu_holds(ptr[PITCHED], (999 * pitch + 5000) & ~3ul, 8), "each line is where it was");
 }

@@ -11,25 +11,18 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../client/tap.h"
 #include "control_page.h"
 #include "memory.h"
 
 #define MOST 20000
 
 static struct memory_api cu;
-static int points, failed;
 static int (*hook_park)(int *fds, unsigned most);
 static int (*hook_unpark)(const int *fds, unsigned count);
 static int (*hook_peers)(int withdraw);
 static const struct cudapool_page *(*hook_report)(void);
 static int fds[MOST];
-
-static inline void ok(bool passed, const char *name)
-{
-	printf("%sok %d - %s\n", passed ? "" : "not ", ++points, name);
-	fflush(stdout);
-	failed += !passed;
-}
 
 static inline void must(CUresult r, const char *what)
 {
@@ -132,8 +125,7 @@ static inline int moving_main(const struct moving_run *runs, unsigned count, int
 		if (strcmp(runs[i].name, argv[1]))
 			continue;
 		runs[i].run();
-		printf("1..%d\n", points);
-		return failed != 0;
+		return tap_end();
 	}
 	fprintf(stderr, "no such run, or without the shim that has the hooks\n");
 	return 2;

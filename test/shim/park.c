@@ -140,7 +140,6 @@ static void pools(void)
 		[FAKE_POOL_LIES_BYTES] = -EPROTO, [FAKE_POOL_LIES_UUID] = -EXDEV,   [FAKE_POOL_LIES_FDS] = -EPROTO,
 		[FAKE_POOL_LIES_GARBAGE] = -EIO,  [FAKE_POOL_LATE] = -ETIMEDOUT,
 	};
-	char what[256];
 	int at, err, fds;
 	uint32_t limit_ms;
 	long begun;
@@ -155,13 +154,12 @@ static void pools(void)
 		limit_ms = at > FAKE_POOL_DIES_UNHEARD && at <= FAKE_POOL_DIES_AFTER_GO ? 10 * LIMIT_MS : LIMIT_MS;
 		if (at < FAKE_POOL_LIES_TOKEN || at >= FAKE_POOL_LATE) {
 			err = fake_pool_park(&pool, limit_ms);
-			snprintf(what, sizeof(what), "a park by a pool %s fails (%d)", names[at], err);
-			ok(err == (park_errors[at] ? park_errors[at] : -ECANCELED), what);
+			ok(err == (park_errors[at] ? park_errors[at] : -ECANCELED), "a park by a pool %s fails (%d)",
+			   names[at], err);
 			/* The next command is carried out when this one is over. */
 			fake_pool_command(&pool, CUDAPOOL_PAGE_PING, 10000);
-			snprintf(what, sizeof(what), "and %s (%ld ms)",
-				 limit_ms > LIMIT_MS ? "at once" : "within its limit", now_ms() - begun);
-			ok(now_ms() - begun < LIMIT_MS + 1500, what);
+			ok(now_ms() - begun < LIMIT_MS + 1500, "and %s (%ld ms)",
+			   limit_ms > LIMIT_MS ? "at once" : "within its limit", now_ms() - begun);
 			if (at == FAKE_POOL_DIES_AFTER_GO) {
 				ok(pool.page->park_state == CUDAPOOL_PARK_PARKED, "after GO it is parked");
 			} else {
@@ -177,10 +175,9 @@ static void pools(void)
 			pool.at = at;
 			begun = now_ms();
 			err = fake_pool_unpark(&pool, limit_ms);
-			snprintf(what, sizeof(what), "an unpark by a pool %s fails (%d)", names[at], err);
 			ok(at == FAKE_POOL_DIES_AFTER_GO ? err == -ECANCELED
 							 : err == (unpark_errors[at] ? unpark_errors[at] : -ECANCELED),
-			   what);
+			   "an unpark by a pool %s fails (%d)", names[at], err);
 			fake_pool_command(&pool, CUDAPOOL_PAGE_PING, 10000);
 			ok(now_ms() - begun < LIMIT_MS + 1500, limit_ms > LIMIT_MS ? "and at once" : "and within its limit");
 		}
@@ -191,8 +188,7 @@ static void pools(void)
 		} else {
 			ok(pool.page->park_state == CUDAPOOL_PARK_PARKED, "it is parked still");
 			err = fake_pool_unpark(&pool, 10000);
-			snprintf(what, sizeof(what), "and can be unparked (%d, %s)", err, err ? pool.end.text : "");
-			ok(err == 0, what);
+			ok(err == 0, "and can be unparked (%d, %s)", err, err ? pool.end.text : "");
 		}
 		fake_pool_command(&pool, CUDAPOOL_PAGE_PING, 1000);
 		ok(open_descriptors() == fds, "with nothing left open");
