@@ -34,10 +34,14 @@ async function workerPid(bed: Bed): Promise<number> {
   return pid;
 }
 
-/** How long the action under way takes when nobody disturbs it; the process is checkpointed before and runs afterwards. */
-async function undisturbedMs(tool: CheckpointTool, workload: Workload): Promise<number> {
+async function checkpoint(tool: CheckpointTool, workload: Workload): Promise<void> {
   await cudaAction(tool, 'lock', workload.pid);
   await cudaAction(tool, 'checkpoint', workload.pid);
+}
+
+/** How long the action under way takes when nobody disturbs it; the process is checkpointed before and runs afterwards. */
+async function undisturbedMs(tool: CheckpointTool, workload: Workload): Promise<number> {
+  await checkpoint(tool, workload);
   const { wall_ms } = await cudaAction(tool, 'restore', workload.pid);
   await cudaAction(tool, 'unlock', workload.pid);
   return wall_ms;
@@ -53,8 +57,7 @@ async function killTool(bed: Bed, workload: Workload, after: (ms: number) => num
   const tool = stockTool(bed);
   const whole = await undisturbedMs(tool, workload);
   const kill_at_ms = after(whole);
-  await cudaAction(tool, 'lock', workload.pid);
-  await cudaAction(tool, 'checkpoint', workload.pid);
+  await checkpoint(tool, workload);
   // execa's time limit ends it with SIGTERM, which the tool does not handle: as hard as SIGKILL.
   const first = await cudaAction(tool, 'restore', workload.pid, {
     timeoutMs: Math.max(1, kill_at_ms),
@@ -90,8 +93,7 @@ async function killWorker(bed: Bed, workload: Workload, after: (ms: number) => n
   const tool = dropin(bed);
   const whole = await undisturbedMs(tool, workload);
   const kill_at_ms = after(whole);
-  await cudaAction(tool, 'lock', workload.pid);
-  await cudaAction(tool, 'checkpoint', workload.pid);
+  await checkpoint(tool, workload);
   const victim = await workerPid(bed);
   const restoring = cudaAction(tool, 'restore', workload.pid, { reject: false });
   await sleep(kill_at_ms);
