@@ -25,14 +25,17 @@ static bool one_line(const char *text)
 	return text[0] && !strchr(text, '\n') && strlen(text) < CUDAPOOL_TEXT_LEN;
 }
 
+/* A pool that behaves so, and what comes of it. */
+struct turn {
+	const char *name;
+	void (*script)(int);
+	int ret;
+	const char *says;
+};
+
 static void connecting(void)
 {
-	static const struct {
-		const char *name;
-		void (*script)(int);
-		int ret;
-		const char *says;
-	} table[] = {
+	static const struct turn table[] = {
 		{"closes", s_closes, -ECONNRESET, "closed"},
 		{"refuses", s_refuses, -EACCES, "you are nobody"},
 		{"refuses before it reads", s_refuses_unread, -EACCES, "nobody asked you"},
@@ -127,12 +130,7 @@ static void nobody_there(void)
 
 static void acting(void)
 {
-	static const struct {
-		const char *name;
-		void (*script)(int);
-		int ret;
-		const char *says;
-	} table[] = {
+	static const struct turn table[] = {
 		{"answers", s_answers, 0, "done"},
 		{"answers with descriptors", s_descriptors, 0, "done"},
 		{"an older result first", s_older_first, 0, "done"},
