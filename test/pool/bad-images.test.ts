@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Images that are not what they should be: each is refused, in words that say what to do, and nothing else has changed.
-import { copyFileSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { copyFileSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { exec } from '../../harness/adapters/exec.ts';
@@ -14,7 +14,17 @@ import {
   startPool,
   tempDir,
 } from '../support/index.ts';
-import { type App, type Client, PATH, startApp, startClient, startParkScene, statusOf } from './support.ts';
+import {
+  type App,
+  allOfImagesIn,
+  type Client,
+  imagesIn,
+  PATH,
+  startApp,
+  startClient,
+  startParkScene,
+  statusOf,
+} from './support.ts';
 
 const programs = await buildSnippets('pool');
 const CHECKPOINTED = 2; // enum cudapool_process_state
@@ -23,9 +33,6 @@ const EXDEV = -18;
 const EPROTONOSUPPORT = -93;
 
 t.jobs = 2;
-
-const imagesIn = (dir: string): string[] =>
-  readdirSync(dir).filter((name) => name.startsWith('cudapool-') && name.includes('.img'));
 
 interface Kept {
   soft: SoftCuda;
@@ -174,7 +181,7 @@ t.test('a directory that fills up', async (t) => {
     { error: -28, path: PATH.parked, line: /No space left.*make room/ },
     'the dump fails, and says what to do',
   );
-  t.same(imagesIn(images), [], 'nothing is left in the directory');
+  t.same(allOfImagesIn(images), [], 'nothing is left in the directory');
   t.equal((await criu.say('release undo')).line, 'released', 'it is undone');
   await app.runs('the application runs on');
   await mount('200m', 'remount');

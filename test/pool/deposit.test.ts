@@ -7,7 +7,7 @@ import { createInterface } from 'node:readline';
 import t, { type Test } from 'tap';
 import { exec } from '../../harness/adapters/exec.ts';
 import { buildSnippets, built, inRoot, type SoftCuda, softCuda, tempDir, until } from '../support/index.ts';
-import { type App, type Client, PATH, type Status, startApp, startClient } from './support.ts';
+import { type App, type Client, imagesIn, PATH, type Status, startApp, startClient } from './support.ts';
 
 const programs = await buildSnippets('pool');
 const MiB = 1 << 20;
@@ -113,7 +113,6 @@ async function scene(t: Test, most = 16, mode = 'honest', gbps = 0.005, more = {
   };
 }
 
-const imagesIn = (dir: string): string[] => readdirSync(dir).filter((name) => name.endsWith('.img'));
 const nothingHeld = (s: Scene): Promise<boolean> =>
   until('nothing is held', async () => (await s.status()).held_count === 0, 15_000, 30);
 const nothingKept = (s: Scene): Promise<boolean> => until('systemd keeps nothing', () => s.kept().length === 0);

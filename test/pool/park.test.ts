@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: MIT
 // The keeper's part of parking: actions are composed, undone and succeeded, and no shim can make it believe a lie.
-import { existsSync, readdirSync, rmSync } from 'node:fs';
+import { existsSync, rmSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import { exec } from '../../harness/adapters/exec.ts';
 import { buildSnippets, built, type Pool, type SoftCuda, startPool, tempDir, until } from '../support/index.ts';
 import {
   type App,
+  allOfImagesIn,
   ERRNO,
   fault,
   holdsNothing,
+  imagesIn,
   PATH,
   type ParkScene,
   slowClose,
@@ -27,8 +29,6 @@ t.jobs = 3; // each with a pool of its own
 
 const scene = (t: Test, mode = 'honest', pieces = 3, args: string[] = [], role = 'plugin'): Promise<ParkScene> =>
   startParkScene(t, programs, { mode, pieces, args, role });
-
-const imagesIn = (dir: string): string[] => readdirSync(dir).filter((name) => name.endsWith('.img'));
 
 t.test('a process is parked, and gets its memory back', async (t) => {
   const { pool, app, criu, images } = await scene(t, 'honest', 100);
@@ -493,11 +493,7 @@ for (const [mode, why, limitMs] of [
     if (mode !== 'go-silent') await app.runs('it runs on, with its memory');
     await holdsNothing(t, pool, 'nothing is held');
     t.match(await statusOf(pool), { park_count: 0 }, 'nor kept');
-    t.same(
-      readdirSync(images).filter((name) => name.startsWith('cudapool-') && name.includes('.img')),
-      [],
-      'nor written',
-    );
+    t.same(allOfImagesIn(images), [], 'nor written');
     t.ok(
       await until('closed', async () => (await statusOf(pool)).descriptors <= before).catch(() => false),
       'no descriptor stays open',

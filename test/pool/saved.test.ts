@@ -1,11 +1,21 @@
 // SPDX-License-Identifier: MIT
 // The image of a dump: CHECKPOINT and SAVED of CRIU's plugin, and the keeper that nobody waits for while files are removed.
-import { readdirSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import { buildSnippets, tempDir } from '../support/index.ts';
-import { type Client, holdsNothing, PATH, type ParkScene, slowClose, startParkScene, statusOf } from './support.ts';
+import {
+  allOfImagesIn,
+  type Client,
+  holdsNothing,
+  imagesIn,
+  PATH,
+  type ParkScene,
+  slowClose,
+  startParkScene,
+  statusOf,
+} from './support.ts';
 
 const programs = await buildSnippets('pool');
 const MiB = 1 << 20;
@@ -26,8 +36,6 @@ async function parked(
   return scene;
 }
 
-const named = (dir: string, ending: string): string[] => readdirSync(dir).filter((name) => name.endsWith(ending));
-
 async function one(criu: Client, op: string, pid: number) {
   await criu.say(`begin ${op} ${pid}`);
   return criu.say('next');
@@ -36,9 +44,9 @@ async function one(criu: Client, op: string, pid: number) {
 t.test('CHECKPOINT ends with the driver, SAVED with the image', async (t) => {
   const { app, criu, images } = await parked(t, 3000);
   t.match(await one(criu, 'checkpoint', app.pid), { error: 0, path: PATH.parked, parked: 8 * MiB }, 'checkpointed');
-  t.equal(named(images, '.img').length, 0, 'while the image is being written');
+  t.equal(imagesIn(images).length, 0, 'while the image is being written');
   t.match(await one(criu, 'saved', app.pid), { error: 0, path: PATH.parked, parked: 8 * MiB }, 'saved');
-  t.equal(named(images, '.img').length, 1, 'means that it has its name');
+  t.equal(imagesIn(images).length, 1, 'means that it has its name');
   t.match(await one(criu, 'saved', app.pid), { error: 0, path: PATH.parked }, 'which can be asked again');
   const { records } = JSON.parse(readFileSync(join(images, 'cudapool-dump.json'), 'utf8'));
   t.equal(records.length, 1, 'there is one record');
@@ -51,13 +59,13 @@ t.test('CHECKPOINT ends with the driver, SAVED with the image', async (t) => {
 t.test('an image that cannot be completed', async (t) => {
   const { pool, app, criu, images } = await parked(t, 3000);
   t.equal((await one(criu, 'checkpoint', app.pid)).error, 0, 'checkpointed');
-  for (const name of named(images, '.part')) rmSync(join(images, name));
+  for (const name of allOfImagesIn(images)) rmSync(join(images, name));
   const saved = await one(criu, 'saved', app.pid);
   t.match(saved, { error: -2, path: PATH.parked, line: /the image of process .* cannot be written to / }, 'said');
   t.equal((await criu.say('release undo')).line, 'released', 'the dump is undone');
   await app.runs('and the application runs, with its memory');
   await holdsNothing(t, pool, 'nothing is held');
-  t.equal(readdirSync(images).filter((name) => name.includes('.img')).length, 0, 'there is no image');
+  t.equal(allOfImagesIn(images).length, 0, 'there is no image');
 });
 
 for (const [what, end] of [
@@ -73,7 +81,7 @@ for (const [what, end] of [
     else await scene.app.runs('the application has its memory again');
     await holdsNothing(t, scene.pool, 'nothing is held');
     await sleep(100);
-    t.equal(named(scene.images, '.img').length, 0, 'there is no image of what nobody can restore');
+    t.equal(imagesIn(scene.images).length, 0, 'there is no image of what nobody can restore');
   });
 
 t.test('the keeper answers while a large image is being removed', async (t) => {
@@ -88,7 +96,7 @@ t.test('the keeper answers while a large image is being removed', async (t) => {
   t.equal((await one(criu, 'saved', app.pid)).error, 0, 'to its end');
   t.match(await statusOf(pool), { held: [{ pid: app.pid }] }, 'and STATUS is answered');
   t.ok(performance.now() - began < 15_000, 'nobody has waited for the old image');
-  t.notOk(named(images, '.img').includes(`cudapool-${token}.img`), 'which has no name any more');
+  t.notOk(imagesIn(images).includes(`cudapool-${token}.img`), 'which has no name any more');
 });
 
 t.test('the record says what was written over', async (t) => {
@@ -99,7 +107,7 @@ t.test('the record says what was written over', async (t) => {
   const { ino } = statSync(old);
   const { app, criu } = await parked(t, 0, {}, images);
   t.equal((await criu.say(`do checkpoint ${app.pid}`)).error, 0, 'saved');
-  const [image] = named(images, '.img');
+  const [image] = imagesIn(images);
   t.equal(statSync(join(images, image as string)).ino, ino, "into the earlier one's file");
   const { records } = JSON.parse(readFileSync(join(images, 'cudapool-dump.json'), 'utf8'));
   t.equal(records[0].recycled_bytes, 3 * MiB, 'as the record says');

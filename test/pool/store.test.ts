@@ -1,11 +1,21 @@
 // SPDX-License-Identifier: MIT
 // What the pool keeps of parked memory: by itself with a worker that needs no driver, and with the real one.
-import { cpSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { cpSync, mkdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { exec } from '../../harness/adapters/exec.ts';
 import { buildSnippets, built, inRoot, runTap, startPool, tempDir, until } from '../support/index.ts';
-import { acting, fault, PATH, type ParkScene, startApp, startClient, startParkScene, statusOf } from './support.ts';
+import {
+  acting,
+  fault,
+  imagesIn,
+  PATH,
+  type ParkScene,
+  startApp,
+  startClient,
+  startParkScene,
+  statusOf,
+} from './support.ts';
 
 const programs = await buildSnippets('pool');
 const MiB = 1 << 20;
@@ -66,7 +76,7 @@ t.test('an image of another content with the token of hot memory', async (t) => 
   const scene = await dump(t);
   await die(scene);
   const elsewhere = tempDir(t);
-  const [image] = readdirSync(scene.images).filter((name) => name.endsWith('.img')) as [string];
+  const [image] = imagesIn(scene.images) as [string];
   cpSync(join(scene.images, image), join(elsewhere, image));
   await exec(join(programs, 'image'), ['alter', join(scene.images, image)], { timeoutMs: 10_000 });
   const refused = await scene.criu.say(`images restore ${scene.images}`);
@@ -104,7 +114,7 @@ t.test('the worker is killed', async (t) => {
     return worker.replaced === 1 && worker.state === 'warm';
   });
   t.match((await statusOf(scene.pool)).parks, [{ tier: 'hot' }], 'what is hot stays hot: the keeper has it');
-  t.match(readdirSync(scene.images).filter((name) => name.endsWith('.img')).length, 1, 'and there is its image');
+  t.equal(imagesIn(scene.images).length, 1, 'and there is its image');
 });
 
 t.test('a pool that is started anew', async (t) => {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // For the tests of this room: applications that show whether they run, and clients that are told what to say.
 import { type ChildProcess, spawn } from 'node:child_process';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -254,6 +254,10 @@ export interface Status {
 }
 
 export const statusOf = async (pool: Pool): Promise<Status> => (await pool.status()) as unknown as Status;
+
+/** The names of images; and those of the ones that are not complete, too. */
+export const imagesIn = (dir: string): string[] => readdirSync(dir).filter((name) => name.endsWith('.img'));
+export const allOfImagesIn = (dir: string): string[] => readdirSync(dir).filter((name) => name.includes('.img'));
 
 /** The software driver's faults on request, for the processes of this device directory. */
 export function fault(soft: SoftCuda, spec: string): void {
