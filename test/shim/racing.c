@@ -4,20 +4,13 @@
 #include <pthread.h>
 #include <sys/wait.h>
 
+#include "../client/tap.h"
 #include "fake_pool.h"
 #include "racing_driver.h"
 
 #define LIMIT_MS 10000
 #define HELD_MS	 200 /* what must not happen meanwhile would have happened long before */
 #define ROUNDS	 2000
-
-static int points, failed;
-
-static void ok(bool good, const char *what)
-{
-	printf("%sok %d - %s\n", good ? "" : "not ", ++points, what);
-	failed += !good;
-}
 
 static struct racing_driver *driver;
 static struct fake_pool pool;
@@ -131,14 +124,14 @@ static bool answered(const struct call *call, atomic_int *seen)
 
 static void before_init(const struct call *call)
 {
-	ok(answered(call, &driver->inits), call->what);
+	ok(answered(call, &driver->inits), "%s", call->what);
 	ok(call->call() == CUDA_ERROR_NOT_INITIALIZED, "the next one is answered like it");
 	ok(init(0) == CUDA_SUCCESS && call->call() != CUDA_ERROR_NOT_INITIALIZED, "until the application's own cuInit");
 }
 
 static void before_context(const struct call *call)
 {
-	ok(init(0) == CUDA_SUCCESS && answered(call, &driver->retains), call->what);
+	ok(init(0) == CUDA_SUCCESS && answered(call, &driver->retains), "%s", call->what);
 	ok(retain(&retained, 0) == CUDA_SUCCESS && retained == driver->alive(), "the context is one that lives");
 	ok(pool.page->handed_back == 1, "namely the warm one");
 	ok(release(0) == CUDA_SUCCESS && !driver->alive(), "with one reference");
@@ -204,7 +197,7 @@ static void forks(void)
 		}
 		ok(waitpid(pid, &status, 0) == pid && WIFEXITED(status) &&
 			   WEXITSTATUS(status) == CUDA_ERROR_NOT_INITIALIZED,
-		   kinds[i]);
+		   "%s", kinds[i]);
 	}
 	driver->hold[0] = NULL;
 	pthread_join(warmer, NULL);
@@ -293,6 +286,5 @@ int main(int argc, char **argv)
 	for (i = 0; i < sizeof(table) / sizeof(table[0]); i++)
 		if (!strcmp(table[i].name, what))
 			table[i].run();
-	printf("1..%d\n", points);
-	return failed || !points;
+	return tap_end();
 }
