@@ -32,7 +32,7 @@ export const built = {
   softcudaLib: inRoot('softcuda', 'lib'),
   softcudaBin: inRoot('softcuda', 'bin'),
   workloads: inRoot('workloads'),
-  countCalls: inRoot('workloads', 'count_calls.so'),
+  twoWays: inRoot('workloads', 'two_ways.so'),
 } as const;
 
 /** Where `cudapool build` puts the patched CRIU of this version. */

@@ -2,24 +2,22 @@
 /*
  * How long a driver call takes, in bursts and by command: several of these live side by side, with the shim and without, and
  * take turns. Says READY, then reads a line for each burst, "CALL THREADS MILLISECONDS", and answers it with a line of JSON.
- * "CALL_direct" is the same burst past the shim that this process has, on the same streams.
+ * With " past" at its end, the burst goes past the shim that this process has, on the same streams (two_ways.h).
  */
 #include <cuda.h>
 #include <dlfcn.h>
-#include <link.h>
 #include <pthread.h>
 #include <sched.h>
 #include <semaphore.h>
 #include <stdbool.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-#include "../preload/elf.h"
 #include "asked.h"
 #include "kernels.ptx.h"
+#include "two_ways.h"
 
 #define DRIVER_TABLE(F)                                                                                                \
 	F(cuInit, (unsigned))                                                                                          \
@@ -37,19 +35,17 @@
 	F(cuLaunchKernel, (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, \
 			   void **, void **))
 
-/* The functions that dlsym finds, which are the shim's if there is one; and the driver's own. */
-static struct driver {
-#define DECLARE(name, args) CUresult(*name) args;
-	DRIVER_TABLE(DECLARE)
-} found, direct;
+#define DECLARE(name, args) static CUresult(*p_##name) args;
+DRIVER_TABLE(DECLARE)
 
-#define CU_OF(driver, call, ...)                                                                                       \
+#define CU(call, ...)                                                                                                  \
 	do {                                                                                                           \
-		CUresult result = (driver)->call(__VA_ARGS__);                                                         \
+		CUresult result = p_##call(__VA_ARGS__);                                                               \
 		if (result)                                                                                            \
 			fail(#call ": %d", result);                                                                    \
 	} while (0)
-#define CU(call, ...) CU_OF(&found, call, __VA_ARGS__)
+
+extern typeof(two_ways) two_ways __attribute__((weak));
 
 enum { THREADS_MAX = 64, PASSES_MAX = 20000, MS_MAX = 60000 };
 
@@ -61,17 +57,12 @@ enum call { LAUNCH, RECORD, FREE_HOST, GET_CURRENT, CALLS };
 static const struct {
 	const char *name;
 	int each;
-	size_t function; /* in struct driver */
-} calls[CALLS] = {{"launch", 200, offsetof(struct driver, cuLaunchKernel)},
-		  {"record", 1000, offsetof(struct driver, cuEventRecord)},
-		  {"free_host", 2000, offsetof(struct driver, cuMemFreeHost)},
-		  {"get_current", 2000, offsetof(struct driver, cuCtxGetCurrent)}};
+} calls[CALLS] = {{"launch", 200}, {"record", 1000}, {"free_host", 2000}, {"get_current", 2000}};
 
 static CUcontext ctx;
 static CUfunction kernel;
 static CUdeviceptr memory;
 static enum call what;
-static const struct driver *timed;
 static double limit_ns;
 static pthread_barrier_t barrier;
 static cpu_set_t allowed;
@@ -114,7 +105,6 @@ static double pass(struct thread *thread)
 	uint64_t words = 1;
 	uint32_t seed = 0;
 	void *args[] = {&memory, &words, &seed};
-	const struct driver *driver = timed;
 	int each = calls[what].each;
 	double begin = now_ns();
 	CUcontext current;
@@ -122,20 +112,20 @@ static double pass(struct thread *thread)
 	switch (what) {
 	case LAUNCH:
 		for (int i = 0; i < each; i++)
-			CU_OF(driver, cuLaunchKernel, kernel, 1, 1, 1, 32, 1, 1, 0, thread->stream, args, NULL);
-		CU_OF(driver, cuStreamSynchronize, thread->stream);
+			CU(cuLaunchKernel, kernel, 1, 1, 1, 32, 1, 1, 0, thread->stream, args, NULL);
+		CU(cuStreamSynchronize, thread->stream);
 		break;
 	case RECORD:
 		for (int i = 0; i < each; i++)
-			CU_OF(driver, cuEventRecord, thread->event, thread->stream);
+			CU(cuEventRecord, thread->event, thread->stream);
 		break;
 	case FREE_HOST:
 		for (int i = 0; i < each; i++)
-			CU_OF(driver, cuMemFreeHost, NULL);
+			CU(cuMemFreeHost, NULL);
 		break;
 	default:
 		for (int i = 0; i < each; i++)
-			CU_OF(driver, cuCtxGetCurrent, &current);
+			CU(cuCtxGetCurrent, &current);
 	}
 	return (now_ns() - begin) / each;
 }
@@ -208,26 +198,14 @@ static double measure(int n)
 	return sum / n;
 }
 
-static bool is_at(const struct elf_object *o, const void *map)
-{
-	return o->base == ((const struct link_map *)map)->l_addr;
-}
-
-/* The driver's own functions are in its table of symbols: the shim answers dlsym. */
 static void find_driver(void)
 {
 	void *lib = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-	struct elf_object object;
-	struct link_map *map;
 
 	if (!lib)
 		fail("no driver: %s", dlerror());
-	if (dlinfo(lib, RTLD_DI_LINKMAP, &map) || !elf_select(is_at, map, &object))
-		fail("the driver is not among the loaded objects");
 #define FIND(name, args)                                                                                               \
-	found.name = dlsym(lib, #name);                                                                                \
-	direct.name = elf_find(&object, #name);                                                                        \
-	if (!found.name || !direct.name)                                                                               \
+	if (!(p_##name = dlsym(lib, #name)))                                                                           \
 		fail("the driver has no " #name);
 	DRIVER_TABLE(FIND)
 }
@@ -247,38 +225,36 @@ static void start(void)
 	CU(cuModuleGetFunction, &kernel, module, "cudapool_fill");
 }
 
-/* Sets what a burst calls, and whose functions: there is something to compare only where those differ. */
-static void choose(const char *name)
+/* Sets what a burst calls, and by which way. */
+static void choose(const char *name, const char *way)
 {
-	size_t length = 0, at;
+	bool past = !strcmp(way, "past");
+	int both = two_ways ? two_ways(past) : 0;
 
-	for (what = 0; what < CALLS; what++) {
-		length = strlen(calls[what].name);
-		if (!strncmp(name, calls[what].name, length))
-			break;
-	}
-	if (what == CALLS || (name[length] && strcmp(name + length, "_direct")))
-		fail("no such call: %s", name);
-	timed = name[length] ? &direct : &found;
-	at = calls[what].function;
-	if (timed == &direct && !memcmp((char *)&found + at, (char *)&direct + at, sizeof(void *)))
+	for (what = 0; what < CALLS && strcmp(name, calls[what].name); what++)
+		;
+	if (what == CALLS || (*way && !past))
+		fail("no such call: %s %s", name, way);
+	if (past && !both)
 		fail("%s: no shim is between this process and its driver", name);
 }
 
 int main(int argc, char **argv)
 {
-	char line[64], name[24];
+	char line[64], name[24], way[8];
 	int n, ms;
 
 	if (argc != 1)
-		fail("usage: call_rate <<<'launch|record|free_host|get_current[_direct] THREADS MILLISECONDS'");
+		fail("usage: call_rate <<<'launch|record|free_host|get_current THREADS MILLISECONDS [past]'");
 	start();
 	printf("READY\n");
 	fflush(stdout);
 	while (fgets(line, sizeof(line), stdin)) {
-		if (sscanf(line, "%23s %d %d", name, &n, &ms) != 3 || n < 1 || n > THREADS_MAX || ms < 1 || ms > MS_MAX)
+		*way = 0;
+		if (sscanf(line, "%23s %d %d %7s", name, &n, &ms, way) < 3 || n < 1 || n > THREADS_MAX || ms < 1 ||
+		    ms > MS_MAX)
 			fail("not a burst: %s", line);
-		choose(name);
+		choose(name, way);
 		limit_ns = ms * 1e6;
 		printf("{\"call\": \"%s\", \"threads\": %d, \"value\": %.3f}\n", name, n, measure(n));
 		fflush(stdout);

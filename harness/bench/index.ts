@@ -198,7 +198,7 @@ export function registerBench(program: Command): void {
       'for llama, sizes and reserve: of stock, hot-move, hot-copy, staged; with a number of runs each, as hot-move=5,stock=1',
       wayList,
     )
-    .option('--seconds <n>', 'how long steady measures (default: 100)', wholeNumber(1, 3600))
+    .option('--seconds <n>', 'how long steady measures (default: 90)', wholeNumber(1, 3600))
     .option(
       '--budget <seconds>',
       'time for everything: no suite is begun that does not fit any more, and runs are left out of one that takes too long',

@@ -27,7 +27,7 @@ t.test('processes take turns', async (t) => {
   const { records } = await readDocument(file);
   t.same(
     records.map(({ case: name }) => name),
-    ['calls', 'launches', 'python'],
+    ['calls', 'launches', 'steps', 'python'],
   );
   for (const record of records) {
     t.ok(record.complete);
@@ -35,10 +35,14 @@ t.test('processes take turns', async (t) => {
     t.ok(record.runs.every(({ verified, error }) => verified && error === undefined));
     const abreast = Number(record.setup.abreast);
     for (const [i, { variant, notes, values }] of record.runs.entries()) {
-      const baseline = record.case === 'launches' ? 'direct' : 'without';
-      t.equal(variant, [baseline, 'with', 'again'][i % 3]);
+      const within = record.case === 'launches' || record.case === 'steps';
+      t.equal(variant, (within ? ['past', 'through', 'again'] : ['without', 'with', 'again'])[i % 3]);
       const round = Math.floor(i / 3);
-      t.equal(notes?.group, record.case === 'python' ? round % abreast : round, 'each group in its turn');
+      t.equal(
+        notes?.group,
+        record.case === 'python' || record.case === 'steps' ? round % abreast : round,
+        'each group in its turn',
+      );
       t.ok(record.metrics.every(({ name }) => (values[name] ?? 0) > 0));
     }
     t.ok(
@@ -55,9 +59,9 @@ t.test('processes take turns', async (t) => {
     'get_current_1_ns',
     'record_1_ns',
   ]);
-  t.match(records[1]?.targets, [{ kind: 'paired', metric: 'launch_1_ns', baseline: 'direct', by: 'ratio', max: 1.01 }]);
-  t.match(records[1]?.setup, { direct: /'launch_direct /, with: /'launch /, again: /'launch_direct / });
-  t.equal(records[2]?.facts.step_ms_driver_calls, 1 + 16 + 1 + 1, 'a set, copies, a wait, and a copy to the host');
+  const within = { kind: 'paired', variant: 'through', baseline: 'past', control: 'again', by: 'ratio', max: 1.01 };
+  t.match(records[1]?.targets, [{ ...within, metric: 'launch_1_ns' }]);
+  t.match(records[2]?.targets, [{ ...within, metric: 'step_ms' }]);
   t.match(ran.stderr, /steady \(calls\) run 1 without the shim: [\d.]+ ns/);
   t.match(ran.stdout, /cannot tell|holds|does not hold/);
 });
@@ -93,16 +97,15 @@ t.test('a program that takes turns', async (t) => {
   });
   await player.end();
   const alone = await startPlayer([join(built.workloads, 'call_rate')], { env, readyMs: 20_000 });
-  await t.rejects(alone.turn('launch_direct 1 5', 10_000), { message: /it ended/, lines: [/no shim is between/] });
+  await t.rejects(alone.turn('launch 1 5 past', 10_000), { message: /it ended/, lines: [/no shim is between/] });
   await alone.end();
-  const shimmed = await startPlayer([join(built.workloads, 'call_rate')], {
-    env: { ...env, LD_PRELOAD: built.shim },
-    readyMs: 20_000,
-  });
-  for (const call of ['launch', 'launch_direct', 'get_current_direct', 'record_direct', 'record'])
-    t.match(await shimmed.turn(`${call} 1 5`, 10_000), { call, threads: 1 });
-  await t.rejects(shimmed.turn('launch_directly 1 5', 10_000), { message: /it ended/, lines: [/no such call/] });
-  await shimmed.end();
+  const shimmed = { ...env, LD_PRELOAD: `${built.twoWays}:${built.shim}` };
+  const both = await startPlayer([join(built.workloads, 'call_rate')], { env: shimmed, readyMs: 20_000 });
+  for (const call of ['launch', 'get_current', 'record'])
+    for (const way of ['', ' past', ''])
+      t.match(await both.turn(`${call} 1 5${way}`, 10_000), { call, threads: 1 }, `${call}${way}`);
+  await t.rejects(both.turn('launch 1 5 by', 10_000), { message: /it ended/, lines: [/no such call: launch by/] });
+  await both.end();
   await t.rejects(startPlayer(['/nonexistent/program'], { env, readyMs: 5000 }), {
     message: /did not become ready: .*ENOENT/,
   });

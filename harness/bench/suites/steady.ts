@@ -7,8 +7,8 @@ import { built, inRoot } from '../../paths.ts';
 import type { Bed } from '../bed.ts';
 import type { Experiment, Outcome } from '../experiment.ts';
 import { balancedRound } from '../order.ts';
-import { conclude, type Metric, samples, type Target } from '../record.ts';
-import { sideBySide, summarize } from '../stats.ts';
+import type { Metric, Target } from '../record.ts';
+import { sideBySide } from '../stats.ts';
 import type { Suite, SuiteOptions } from '../suite.ts';
 import { needsTorch } from './llama.ts';
 
@@ -18,28 +18,30 @@ interface Side {
   readonly label: string;
   /** The process that does its turns; sides of the same share it. */
   readonly process: string;
-  readonly shim: boolean;
-  /** Its calls go past the shim of its process. */
-  readonly direct?: boolean;
+  /** What its process has preloaded. */
+  readonly preload?: string;
+  /** Its calls go past the shim of its process (workloads/two_ways.h). */
+  readonly past?: boolean;
 }
 
 /** The last is the first once more: what differs between those two is what cannot be told from nothing. */
 const APART: readonly Side[] = [
-  { name: 'without', label: 'without the shim', process: 'without', shim: false },
-  { name: 'with', label: 'with the shim', process: 'with', shim: true },
-  { name: 'again', label: 'without the shim, once more', process: 'again', shim: false },
+  { name: 'without', label: 'without the shim', process: 'without' },
+  { name: 'with', label: 'with the shim', process: 'with', preload: built.shim },
+  { name: 'again', label: 'without the shim, once more', process: 'again' },
 ];
+const TWO_WAYS = { process: 'two-ways', preload: `${built.twoWays}:${built.shim}` };
 const WITHIN: readonly Side[] = [
-  { name: 'direct', label: 'past the shim', process: 'with', shim: true, direct: true },
-  { name: 'with', label: 'through the shim', process: 'with', shim: true },
-  { name: 'again', label: 'past the shim, once more', process: 'with', shim: true, direct: true },
+  { name: 'past', label: 'past the shim', ...TWO_WAYS, past: true },
+  { name: 'through', label: 'through the shim', ...TWO_WAYS },
+  { name: 'again', label: 'past the shim, once more', ...TWO_WAYS, past: true },
 ];
+const way = ({ past = false }: Side): string => (past ? ' past' : '');
 
-/** Seconds of --seconds, and how it is shared out; starting the Llamas takes about so long besides. */
-const SECONDS = 100;
-const CALLS_SHARE = 0.25;
-const LAUNCHES_SHARE = 0.2;
-const START_SECONDS = 40;
+/** Seconds of --seconds, and how it is shared out; starting the Llamas, twice, takes about so long besides. */
+const SECONDS = 90;
+const SHARE = { calls: 0.2, launches: 0.15, within: 0.3, apart: 0.35 } as const;
+const START_SECONDS = 50;
 /** Rounds are added until the time ends; --runs can end them before. */
 const ROUNDS_MOST = 10_000;
 
@@ -50,22 +52,17 @@ const envOf = (bed: Bed, preload?: string): Record<string, string | undefined> =
   PYTHONHASHSEED: '0',
 });
 
+const SIDES = {
+  apart: { variant: 'with', baseline: 'without', control: 'again' },
+  within: { variant: 'through', baseline: 'past', control: 'again' },
+} as const;
 const paired = (
+  where: keyof typeof SIDES,
   what: string,
   metric: string,
   by: 'ratio' | 'difference',
   max: number,
-  baseline = 'without',
-): Target => ({
-  kind: 'paired',
-  what,
-  metric,
-  variant: 'with',
-  baseline,
-  control: 'again',
-  by,
-  max,
-});
+): Target => ({ kind: 'paired', what, metric, ...SIDES[where], by, max });
 
 /** One figure of a round: each side's process is told its line so many times, in turn. */
 interface Slices {
@@ -88,16 +85,12 @@ interface Turns {
   readonly abreast: number;
   /** New processes after so many rounds of each group; absent: never. */
   readonly roundsEach?: number;
-  /** While the first processes start; never fails. */
-  readonly meanwhile?: () => Promise<void>;
-  readonly facts?: Experiment['facts'];
 }
 
 const TURN_MS = 60_000;
 const Answer = v.object({
   value: v.pipe(v.number(), v.finite(), v.gtValue(0)),
   wrong: v.optional(v.number(), 0),
-  calls: v.optional(v.pipe(v.number(), v.finite(), v.minValue(0))),
 });
 
 /** What one round came to, for each variant. */
@@ -137,7 +130,7 @@ async function playRound(
  * played at its first run, of all sides; the others report what they came to in it.
  */
 function turns(bed: Bed, what: Turns): Experiment {
-  const shims = new Map(what.sides.map(({ process, shim }) => [process, shim]));
+  const processes = new Map(what.sides.map(({ process, preload }) => [process, preload]));
   const variants = what.sides.map(({ name, label }) => ({ name, label }));
   let groups: ReadonlyMap<string, Player>[] = [];
   let startedGroups = 0;
@@ -150,9 +143,8 @@ function turns(bed: Bed, what: Turns): Experiment {
     groups = fresh;
     const started = await Promise.allSettled(
       fresh.flatMap((group) =>
-        [...shims].map(async ([process, shim]) => {
-          const env = envOf(bed, shim ? built.shim : undefined);
-          group.set(process, await startPlayer(what.command, { env, readyMs: what.readyMs }));
+        [...processes].map(async ([process, preload]) => {
+          group.set(process, await startPlayer(what.command, { env: envOf(bed, preload), readyMs: what.readyMs }));
         }),
       ),
     );
@@ -178,7 +170,7 @@ function turns(bed: Bed, what: Turns): Experiment {
     rounds += 1;
     ofThese += 1;
     const players = groups[at];
-    if (players?.size !== shims.size)
+    if (players?.size !== processes.size)
       throw new CudapoolError('ERR_CUDAPOOL_WORKLOAD', 'its processes could not be started again');
     return playRound(what, players, round).then((outcomes) =>
       Object.fromEntries(Object.entries(outcomes).map(([name, its]) => [name, { ...its, notes: { group } }])),
@@ -197,14 +189,8 @@ function turns(bed: Bed, what: Turns): Experiment {
     roundOf: (all) => [...all],
     begin: async () => {
       await bed.pool.on(); // a warm driver: they start faster
-      const other = what.meanwhile?.();
-      try {
-        await start();
-      } finally {
-        await other;
-      }
+      await start();
     },
-    ...(what.facts !== undefined && { facts: what.facts }),
     run: async (variant, order) => {
       if ((order - 1) % variants.length === 0) playing = renewed().then(play);
       return (await playing)?.[variant] as Outcome;
@@ -244,167 +230,136 @@ const CALL_RATE = {
   roundsEach: 1,
 } as const;
 
-/** What the gate adds to a call, as the end of its interval that is worse: known when the calls have been measured. */
-interface Gate {
-  ns?: number;
-}
-
-const calls = ({ bed, seconds = SECONDS }: SuiteOptions, gate: Gate): Experiment =>
+const calls = ({ bed, seconds = SECONDS }: SuiteOptions): Experiment =>
   turns(bed, {
     name: 'calls',
     title: 'Driver calls with the shim and without, by processes that take turns of a few ms: nanoseconds a call.',
     setup: Object.fromEntries(CASES.map(({ metric, line, count }) => [metric.name, `${count} times '${line}'`])),
-    seconds: seconds * CALLS_SHARE,
+    seconds: seconds * SHARE.calls,
     sides: APART,
     slices: CASES.map(({ metric, line, count }) => ({ metric, line: () => line, count })),
     // Not of the launch, which differs from process to process by 11 % on an H200: it is judged within processes.
     targets: CASES.filter(({ call }) => call !== 'launch').map(({ metric: { name, label } }) =>
-      paired(`${label}: added by the shim, ns`, name, 'difference', 10),
+      paired('apart', `${label}: added by the shim, ns`, name, 'difference', 10),
     ),
     ...CALL_RATE,
-    facts: (seen) => {
-      const about = seen.targets.filter((target) => 'metric' in target && target.metric === nsName('free_host', 1));
-      const high = conclude({ ...seen, targets: about }).verdicts[0]?.high;
-      if (high !== undefined) gate.ns = high;
-      return {};
-    },
   });
 
 const LAUNCHES = 36;
-const launchLine = ({ direct }: Side): string => `${direct ? 'launch_direct' : 'launch'} 1 4`;
 
-/** The same launches through the shim and past it: call_rate fails where those are not two. */
 const launches = ({ bed, seconds = SECONDS }: SuiteOptions): Experiment => {
   const metric = { name: nsName('launch', 1), unit: 'ns', label: 'a small kernel, 1 thread' };
+  const line = 'launch 1 4';
   return turns(bed, {
     name: 'launches',
     title: 'Small launches through the shim and past it, in turns of a few ms of one process: nanoseconds a launch.',
-    setup: Object.fromEntries(WITHIN.map((side) => [side.name, `${LAUNCHES} times '${launchLine(side)}'`])),
-    seconds: seconds * LAUNCHES_SHARE,
+    setup: { [metric.name]: `${LAUNCHES} times '${line}'` },
+    seconds: seconds * SHARE.launches,
     sides: WITHIN,
-    slices: [{ metric, line: launchLine, count: LAUNCHES }],
-    targets: [paired(`${metric.label}: through the shim, of past it`, metric.name, 'ratio', 1.01, 'direct')],
+    slices: [{ metric, line: (side) => line + way(side), count: LAUNCHES }],
+    targets: [paired('within', `${metric.label}: through the shim, of past it`, metric.name, 'ratio', 1.01)],
     ...CALL_RATE,
   });
 };
 
-/**
- * The driver calls of a step, of each kind: one more process counts them, without the shim, and ends before the turns begin. What
- * they take at the gate is computed from that: no measurement of the step, but not disturbed by what disturbs one.
- */
-async function countCalls(
-  bed: Bed,
-  command: readonly string[],
-  readyMs: number,
-  lines: readonly { readonly metric: string; readonly count: string }[],
-): Promise<ReadonlyMap<string, number>> {
-  const player = await startPlayer(command, {
-    env: envOf(bed, built.countCalls),
-    readyMs,
-  });
-  const found = new Map<string, number>();
-  try {
-    for (const { metric, count } of lines) {
-      const { calls: each } = v.parse(Answer, await player.turn(count, TURN_MS));
-      if (each !== undefined) found.set(metric, each);
-    }
-  } finally {
-    await player.end();
-  }
-  return found;
-}
-
-interface Kind {
-  readonly metric: string;
-  readonly label: string;
-  readonly line: string;
-  readonly count: number;
-  /** The line whose calls are counted: all that make up a period. */
-  readonly period: string;
+/** A program whose steps are compared. */
+interface Stepped {
+  readonly name: string;
+  readonly title: string;
+  readonly program: readonly string[];
+  readonly where: keyof typeof SHARE & keyof typeof SIDES;
+  readonly abreast: number;
+  readonly kinds: readonly {
+    readonly metric: string;
+    readonly label: string;
+    readonly line: string;
+    readonly count: number;
+    readonly judged: boolean;
+  }[];
 }
 
 const steps = (
   { bed, seconds = SECONDS }: SuiteOptions,
-  program: readonly string[],
-  name: string,
-  title: string,
-  abreast: number,
-  kinds: readonly Kind[],
-  gate: Gate,
-): Experiment => {
-  const command = ['python3', ...program, '--dir', bed.scratch];
-  const readyMs = 240_000;
-  let counted: ReadonlyMap<string, number> = new Map();
-  return turns(bed, {
+  { name, title, program, where, abreast, kinds }: Stepped,
+): Experiment =>
+  turns(bed, {
     name,
     title,
     setup: Object.fromEntries(kinds.map(({ metric, line, count }) => [metric, `${count} times '${line}'`])),
-    seconds: seconds * (1 - CALLS_SHARE - LAUNCHES_SHARE),
-    sides: APART,
+    seconds: seconds * SHARE[where],
+    sides: where === 'apart' ? APART : WITHIN,
     slices: kinds.map(({ metric, label, line, count }) => ({
       metric: { name: metric, unit: 'ms', label },
-      line: () => line,
+      line: (side) => line + way(side),
       count,
     })),
-    targets: kinds.map(({ metric, label }) => paired(`${label} with the shim, of without`, metric, 'ratio', 1.01)),
-    command,
-    readyMs,
+    targets: kinds
+      .filter(({ judged }) => judged)
+      .map(({ metric, label }) =>
+        paired(
+          where,
+          `${label}: ${where === 'apart' ? 'with the shim, of without' : 'through the shim, of past it'}`,
+          metric,
+          'ratio',
+          1.01,
+        ),
+      ),
+    command: ['python3', ...program, '--dir', bed.scratch],
+    readyMs: 240_000,
     abreast,
-    meanwhile: async () => {
-      // Only what is computed depends on it.
-      counted = await countCalls(
-        bed,
-        command,
-        readyMs,
-        kinds.map(({ metric, period }) => ({ metric, count: period })),
-      ).catch(() => new Map());
-    },
-    facts: (seen) => {
-      const facts: Record<string, number> = {};
-      for (const [metric, each] of counted) {
-        facts[`${metric}_driver_calls`] = each;
-        const times = samples(seen, metric, 'without');
-        if (gate.ns === undefined || times.length === 0) continue;
-        facts.gate_ns_a_call = gate.ns;
-        facts[`${metric}_computed_percent`] = (100 * each * gate.ns) / (summarize(times).median * 1e6);
-      }
-      return facts;
-    },
   });
-};
 
+const LLAMA = [inRoot('workloads', 'llama.py'), '--turns'];
+const TOKEN = { metric: 'token_ms', label: 'a token (Python decides)', line: 'token 1' };
 /** Tokens one by one are decided by Python, which submits them; long prompts by the GPU. */
-const llama = (options: SuiteOptions, gate: Gate): Experiment =>
-  steps(
-    options,
-    [inRoot('workloads', 'llama.py'), '--turns'],
-    'llama',
-    "PyTorch's Llama with the shim and without, by processes that take turns of one step: a token, a batch of long prompts.",
-    3,
-    [
-      { metric: 'token_ms', label: 'a token (Python decides)', line: 'token 1', count: 36, period: 'token 8' },
+const llama: readonly Stepped[] = [
+  {
+    name: 'tokens',
+    title: "PyTorch's Llama, its driver calls through the shim and past it, in turns of one token of one process.",
+    program: LLAMA,
+    where: 'within',
+    abreast: 3,
+    kinds: [{ ...TOKEN, count: 36, judged: true }],
+  },
+  {
+    name: 'llama',
+    title:
+      "PyTorch's Llama with the shim and without, by processes that take turns of one step: a token, a batch of long prompts.",
+    program: LLAMA,
+    where: 'apart',
+    abreast: 3,
+    kinds: [
+      { ...TOKEN, count: 12, judged: false }, // processes differ by 8 % on an H200: it is judged within one
       {
         metric: 'prompt_ms',
         label: 'four prompts of 1024 tokens (the GPU decides)',
         line: 'prompt 1',
         count: 6,
-        period: 'prompt 1',
+        judged: true,
       },
     ],
-    gate,
-  );
+  },
+];
 
+const PYTHON = { program: [inRoot('workloads', 'driver_program.py')], abreast: 2 };
+const COPIES = { metric: 'step_ms', label: 'a step', line: 'copies 50', count: 18, judged: true };
 /** What the software driver has instead. */
-const python = (options: SuiteOptions, gate: Gate): Experiment =>
-  steps(
-    options,
-    [inRoot('workloads', 'driver_program.py')],
-    'python',
-    'A program in Python that sets and copies memory, with the shim and without, by processes that take turns.',
-    2,
-    [{ metric: 'step_ms', label: 'a step', line: 'copies 50', count: 18, period: 'copies 4' }],
-    gate,
-  );
+const python: readonly Stepped[] = [
+  {
+    name: 'steps',
+    title: 'A program in Python that sets and copies memory, through the shim and past it, in turns of one process.',
+    where: 'within',
+    kinds: [COPIES],
+    ...PYTHON,
+  },
+  {
+    name: 'python',
+    title: 'A program in Python that sets and copies memory, with the shim and without, by processes that take turns.',
+    where: 'apart',
+    kinds: [COPIES],
+    ...PYTHON,
+  },
+];
 
 export const steadySuite: Suite = {
   name: 'steady',
@@ -412,10 +367,11 @@ export const steadySuite: Suite = {
   runs: ROUNDS_MOST,
   warmup: 0,
   seconds: ({ seconds = SECONDS }) => seconds + START_SECONDS,
-  experiments: (options) => {
-    const gate: Gate = {};
-    const computing = options.bed.driver === 'gpu' ? llama : python;
-    return [calls(options, gate), launches(options), computing(options, gate)];
-  },
-  leaveOut: async ({ bed }, name) => (name === 'llama' ? needsTorch(bed, 'transformers') : undefined),
+  experiments: (options) => [
+    calls(options),
+    launches(options),
+    ...(options.bed.driver === 'gpu' ? llama : python).map((stepped) => steps(options, stepped)),
+  ],
+  leaveOut: async ({ bed }, name) =>
+    llama.some((stepped) => stepped.name === name) ? needsTorch(bed, 'transformers') : undefined,
 };
