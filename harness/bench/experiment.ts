@@ -30,8 +30,9 @@ export interface Experiment {
   readonly case?: string;
   readonly title: string;
   readonly setup: Readonly<Record<string, Scalar>>;
-  /** The first is the baseline. */
+  /** The first is the baseline, unless each is a thing of its own. */
   readonly variants: readonly Variant[];
+  readonly unlike?: true;
   readonly metrics: readonly Metric[];
   readonly targets?: readonly Target[];
   /** This many failures one after another end it; default 3. */
@@ -106,6 +107,7 @@ async function runAll(experiment: Experiment, limits: Limits, watch: Watcher): P
     complete: false,
     setup: { ...experiment.setup, runs: limits.runs, warmup: limits.warmup },
     variants: [...variants],
+    ...(experiment.unlike && { unlike: true }),
     metrics: [...metrics],
     targets: (experiment.targets ?? []).filter((target) => isAbout(target, variants)),
     runs: [],

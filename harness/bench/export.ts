@@ -30,7 +30,7 @@ function ratioText(record: BenchRecord, result: Result): string {
 }
 
 function resultTable(record: BenchRecord): string {
-  const comparing = record.variants.length > 1;
+  const comparing = record.variants.length > 1 && record.unlike === undefined;
   const head = ['', 'median', '95 % interval', 'mean', 'min', 'max', 'runs', ...(comparing ? ['of baseline'] : [])];
   const rows = record.results.map((result) => {
     const metric = record.metrics.find(({ name }) => name === result.metric);

@@ -125,6 +125,8 @@ const Record_ = v.strictObject({
   complete: v.boolean(),
   setup: v.record(name, scalar),
   variants: v.pipe(v.array(Variant), v.minLength(1), v.maxLength(16)),
+  /** Each variant is a thing of its own: none is the baseline. */
+  unlike: v.optional(v.literal(true)),
   metrics: v.pipe(v.array(Metric), v.minLength(1), v.maxLength(32)),
   targets: v.pipe(v.array(Target), v.maxLength(32)),
   runs: v.pipe(v.array(Run), v.maxLength(100_000)),

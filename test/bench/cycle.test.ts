@@ -50,6 +50,7 @@ t.test('programs with work in flight', async (t) => {
   if (!skipUnless(t, ready, 'needs root, and CRIU built')) return;
   const [record] = await bench(t, ['frameworks']);
   t.equal(record?.facts.not_identical, 0);
+  t.ok(record?.unlike, 'none of them is a baseline');
   const parked = Object.fromEntries((record?.runs ?? []).map(({ variant, values }) => [variant, values]));
   t.match(parked.alloc, { parked_mib: 32 });
   t.match(parked.map, { parked_mib: 32 });

@@ -168,6 +168,7 @@ function experiment({ bed, only }: SuiteOptions): Experiment {
     title: `Programs with work in flight, checkpointed and restored ${CYCLES} times: identical afterwards, and what was parked.`,
     setup: { cycles: CYCLES, storage: storage ?? 'disk' },
     variants: all.map(({ name, label }) => ({ name, label })),
+    unlike: true,
     metrics: [
       { name: 'parked_mib', unit: 'MiB', label: 'GPU memory parked' },
       ...LEFT.map((kind) => ({ name: `left_${kind}_mib`, unit: 'MiB', label: `left to the driver: ${kind}` })),
