@@ -189,8 +189,10 @@ export function registerBench(program: Command): void {
     )
     .option('--prepare <command>', 'shell command before each run, not timed; CUDAPOOL_BENCH_VARIANT names the variant')
     .option('--memory <mib>', "GPU memory of the workload (default: the suite's own)", wholeNumber(0, 1 << 20))
-    .option('--only <names>', 'programs of frameworks, or ways of load, separated by commas', (text: string) =>
-      text.split(','),
+    .option(
+      '--only <names>',
+      'programs of frameworks, ways of load, or parts of steady, separated by commas',
+      (text: string) => text.split(','),
     )
     .option('--gib <list>', 'sizes for sizes and load, GiB, separated by commas, as 1,8,32', gibList)
     .option(

@@ -66,6 +66,27 @@ t.test('processes take turns', async (t) => {
   t.match(ran.stdout, /cannot tell|holds|does not hold/);
 });
 
+t.test('parts of it', async (t) => {
+  if (!skipUnless(t, ready, 'needs root, and everything built')) return;
+  const file = join(tempDir(t), 'record.json');
+  const scratch = scratchOf(t);
+  const env = { CUDAPOOL_SCRATCH: scratch, TMPDIR: scratch };
+  const some = await cudapool(args('--only', 'launches,steps', '--seconds', '2', '--json', file), { env });
+  t.equal(some.exitCode, 0, some.stderr);
+  const { records } = await readDocument(file);
+  t.same(
+    records.map(({ case: name, setup }) => [name, setup.seconds]),
+    [
+      ['launches', 0.75],
+      ['steps', 1.25],
+    ],
+    'which share the time',
+  );
+  const none = await cudapool(args('--only', 'launches,dance'), { env });
+  t.equal(none.exitCode, 2);
+  t.match(none.stderr, /there is no part 'dance' here.*\n.*choose from calls, launches, steps, python/);
+});
+
 t.test('what a killed bench had measured is there', async (t) => {
   if (!skipUnless(t, ready, 'needs root, and everything built')) return;
   const file = join(tempDir(t), 'record.json');

@@ -2,7 +2,7 @@
 // What the shim costs while nothing is parked: the Llama's steps, the rate of small launches, and calls that the gate holds.
 import * as v from 'valibot';
 import { type Player, startPlayer } from '../../adapters/turns.ts';
-import { CudapoolError } from '../../errors.ts';
+import { CudapoolError, usageError } from '../../errors.ts';
 import { built, inRoot } from '../../paths.ts';
 import type { Bed } from '../bed.ts';
 import type { Experiment, Outcome } from '../experiment.ts';
@@ -38,9 +38,8 @@ const WITHIN: readonly Side[] = [
 ];
 const way = ({ past = false }: Side): string => (past ? ' past' : '');
 
-/** Seconds of --seconds, and how it is shared out; starting the Llamas, twice, takes about so long besides. */
+/** Seconds of --seconds; starting the Llamas, twice, takes about so long besides. */
 const SECONDS = 90;
-const SHARE = { calls: 0.2, launches: 0.15, within: 0.3, apart: 0.35 } as const;
 const START_SECONDS = 50;
 /** Rounds are added until the time ends; --runs can end them before. */
 const ROUNDS_MOST = 10_000;
@@ -230,12 +229,12 @@ const CALL_RATE = {
   roundsEach: 1,
 } as const;
 
-const calls = ({ bed, seconds = SECONDS }: SuiteOptions): Experiment =>
+const calls = ({ bed }: SuiteOptions, seconds: number): Experiment =>
   turns(bed, {
     name: 'calls',
     title: 'Driver calls with the shim and without, by processes that take turns of a few ms: nanoseconds a call.',
     setup: Object.fromEntries(CASES.map(({ metric, line, count }) => [metric.name, `${count} times '${line}'`])),
-    seconds: seconds * SHARE.calls,
+    seconds,
     sides: APART,
     slices: CASES.map(({ metric, line, count }) => ({ metric, line: () => line, count })),
     // Not of the launch, which differs from process to process by 11 % on an H200: it is judged within processes.
@@ -247,14 +246,14 @@ const calls = ({ bed, seconds = SECONDS }: SuiteOptions): Experiment =>
 
 const LAUNCHES = 36;
 
-const launches = ({ bed, seconds = SECONDS }: SuiteOptions): Experiment => {
+const launches = ({ bed }: SuiteOptions, seconds: number): Experiment => {
   const metric = { name: nsName('launch', 1), unit: 'ns', label: 'a small kernel, 1 thread' };
   const line = 'launch 1 4';
   return turns(bed, {
     name: 'launches',
     title: 'Small launches through the shim and past it, in turns of a few ms of one process: nanoseconds a launch.',
     setup: { [metric.name]: `${LAUNCHES} times '${line}'` },
-    seconds: seconds * SHARE.launches,
+    seconds,
     sides: WITHIN,
     slices: [{ metric, line: (side) => line + way(side), count: LAUNCHES }],
     targets: [paired('within', `${metric.label}: through the shim, of past it`, metric.name, 'ratio', 1.01)],
@@ -267,7 +266,7 @@ interface Stepped {
   readonly name: string;
   readonly title: string;
   readonly program: readonly string[];
-  readonly where: keyof typeof SHARE & keyof typeof SIDES;
+  readonly where: keyof typeof SIDES;
   readonly abreast: number;
   readonly kinds: readonly {
     readonly metric: string;
@@ -279,14 +278,15 @@ interface Stepped {
 }
 
 const steps = (
-  { bed, seconds = SECONDS }: SuiteOptions,
+  { bed }: SuiteOptions,
+  seconds: number,
   { name, title, program, where, abreast, kinds }: Stepped,
 ): Experiment =>
   turns(bed, {
     name,
     title,
     setup: Object.fromEntries(kinds.map(({ metric, line, count }) => [metric, `${count} times '${line}'`])),
-    seconds: seconds * SHARE[where],
+    seconds,
     sides: where === 'apart' ? APART : WITHIN,
     slices: kinds.map(({ metric, label, line, count }) => ({
       metric: { name: metric, unit: 'ms', label },
@@ -310,26 +310,27 @@ const steps = (
   });
 
 const LLAMA = [inRoot('workloads', 'llama.py'), '--turns'];
-const TOKEN = { metric: 'token_ms', label: 'a token (Python decides)', line: 'token 1' };
+/** Turns of all eight tokens: later ones have more to look back at. */
+const TOKEN = { metric: 'token_ms', label: 'a token (Python decides)', line: 'token 8', count: 6 };
 /** Tokens one by one are decided by Python, which submits them; long prompts by the GPU. */
 const llama: readonly Stepped[] = [
   {
     name: 'tokens',
-    title: "PyTorch's Llama, its driver calls through the shim and past it, in turns of one token of one process.",
+    title: "PyTorch's Llama, its driver calls through the shim and past it, in turns of eight tokens of one process.",
     program: LLAMA,
     where: 'within',
     abreast: 3,
-    kinds: [{ ...TOKEN, count: 36, judged: true }],
+    kinds: [{ ...TOKEN, judged: true }],
   },
   {
     name: 'llama',
     title:
-      "PyTorch's Llama with the shim and without, by processes that take turns of one step: a token, a batch of long prompts.",
+      "PyTorch's Llama with the shim and without, by processes that take turns: eight tokens, a batch of long prompts.",
     program: LLAMA,
     where: 'apart',
-    abreast: 3,
+    abreast: 5, // by where its memory lies a process differs from the next, though less than by the limit
     kinds: [
-      { ...TOKEN, count: 12, judged: false }, // processes differ by 8 % on an H200: it is judged within one
+      { ...TOKEN, judged: false }, // processes differ by 8 % on an H200: it is judged within one
       {
         metric: 'prompt_ms',
         label: 'four prompts of 1024 tokens (the GPU decides)',
@@ -361,17 +362,41 @@ const python: readonly Stepped[] = [
   },
 ];
 
+interface Part {
+  readonly name: string;
+  /** Of the time of all parts that are chosen. */
+  readonly weight: number;
+  readonly make: (options: SuiteOptions, seconds: number) => Experiment;
+}
+
+function chosen(options: SuiteOptions): Experiment[] {
+  const { bed, only, seconds = SECONDS } = options;
+  const parts: readonly Part[] = [
+    { name: 'calls', weight: 4, make: calls },
+    { name: 'launches', weight: 3, make: launches },
+    ...(bed.driver === 'gpu' ? llama : python).map(
+      (stepped): Part => ({
+        name: stepped.name,
+        weight: stepped.where === 'within' ? 5 : 8,
+        make: (...given) => steps(...given, stepped),
+      }),
+    ),
+  ];
+  const names = parts.map(({ name }) => name);
+  const strange = only?.find((name) => !names.includes(name));
+  if (strange !== undefined) throw usageError(`there is no part '${strange}' here`, `choose from ${names.join(', ')}`);
+  const these = parts.filter(({ name }) => only?.includes(name) ?? true);
+  const all = these.reduce((sum, { weight }) => sum + weight, 0);
+  return these.map(({ weight, make }) => make(options, (seconds * weight) / all));
+}
+
 export const steadySuite: Suite = {
   name: 'steady',
   summary: "the shim while nothing is parked: the Llama's step, small launches, and the gate (--seconds)",
   runs: ROUNDS_MOST,
   warmup: 0,
   seconds: ({ seconds = SECONDS }) => seconds + START_SECONDS,
-  experiments: (options) => [
-    calls(options),
-    launches(options),
-    ...(options.bed.driver === 'gpu' ? llama : python).map((stepped) => steps(options, stepped)),
-  ],
+  experiments: chosen,
   leaveOut: async ({ bed }, name) =>
     llama.some((stepped) => stepped.name === name) ? needsTorch(bed, 'transformers') : undefined,
 };
