@@ -91,25 +91,28 @@ def past_shim(past):
 
 def take_turns(**programs):
     """
-    Steps one of `programs`, each as for serve(), when it is its turn: each line of standard input names one and says how many
-    steps, and is answered with how many milliseconds one of them took. The first counts, too: that others had the processor and the
-    GPU before is the same for all who take turns. With "past" as a third word they go past the shim. One step at a time, by one
-    thread, on one processor.
+    Steps one of `programs`, each a function that makes one as serve() needs it, when it is its turn: each line of standard input names
+    one and says how many steps, and is answered with how many milliseconds one of them took. The first counts, too: that others had
+    the processor and the GPU before is the same for all who take turns. A third word, if any, names a lane, which has a program of
+    its own and so takes the same steps as the others, one after another; all that are named go past the shim. One step at a time, by
+    one thread, on one processor.
     """
-    expected = {name: what_each_gives(program) for name, program in programs.items()}
-    done = dict.fromkeys(programs, 0)
+    expected = {name: what_each_gives(make()) for name, make in programs.items()}
+    lanes = {}
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     ready()
     for line in sys.stdin:
-        name, steps, *way = line.split()
-        program, wrong = programs[name], 0
-        past_shim(way == ["past"])
+        name, steps, *lane = line.split()
+        if (name, *lane) not in lanes:
+            lanes[(name, *lane)] = [programs[name](), 0]
+        program, done = lanes[(name, *lane)]
+        past_shim(len(lane) > 0)
+        wrong = 0
         begun = time.monotonic()
-        for _ in range(int(steps)):
-            at = done[name] % program.epoch
-            done[name] += 1
-            wrong += program.result(program.submit(at)) != expected[name][at]
+        for at in range(done, done + int(steps)):
+            wrong += program.result(program.submit(at % program.epoch)) != expected[name][at % program.epoch]
         took = (time.monotonic() - begun) * 1e3 / int(steps)
+        lanes[(name, *lane)][1] += int(steps)
         print(json.dumps({"value": took, "wrong": wrong}), flush=True)
 
 

@@ -2,7 +2,7 @@
 /*
  * How long a driver call takes, in bursts and by command: several of these live side by side, with the shim and without, and
  * take turns. Says READY, then reads a line for each burst, "CALL THREADS MILLISECONDS", and answers it with a line of JSON.
- * With " past" at its end, the burst goes past the shim that this process has, on the same streams (two_ways.h).
+ * With " past" or " again" at its end, the burst goes past the shim that this process has, on the same streams (two_ways.h).
  */
 #include <cuda.h>
 #include <dlfcn.h>
@@ -228,7 +228,7 @@ static void start(void)
 /* Sets what a burst calls, and by which way. */
 static void choose(const char *name, const char *way)
 {
-	bool past = !strcmp(way, "past");
+	bool past = !strcmp(way, "past") || !strcmp(way, "again");
 	int both = two_ways ? two_ways(past) : 0;
 
 	for (what = 0; what < CALLS && strcmp(name, calls[what].name); what++)
@@ -245,7 +245,7 @@ int main(int argc, char **argv)
 	int n, ms;
 
 	if (argc != 1)
-		fail("usage: call_rate <<<'launch|record|free_host|get_current THREADS MILLISECONDS [past]'");
+		fail("usage: call_rate <<<'launch|record|free_host|get_current THREADS MILLISECONDS [past|again]'");
 	start();
 	printf("READY\n");
 	fflush(stdout);

@@ -34,12 +34,8 @@ def driver():
 class Copies:
     epoch = 4
 
-    def __init__(self):
-        self.cu = driver()
-        context = ctypes.c_void_p()
-        self.cu.cuInit(0)
-        self.cu.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
-        self.cu.cuCtxSetCurrent(context)
+    def __init__(self, cu):
+        self.cu = cu
         self.bytes = ctypes.c_size_t(4 * options.words)
         self.memory = [ctypes.c_uint64() for _ in range(2)]
         for memory in self.memory:
@@ -60,4 +56,8 @@ class Copies:
 
 
 if __name__ == "__main__":
-    asked.take_turns(copies=Copies())
+    cu, context = driver(), ctypes.c_void_p()
+    cu.cuInit(0)
+    cu.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+    cu.cuCtxSetCurrent(context)
+    asked.take_turns(copies=lambda: Copies(cu))

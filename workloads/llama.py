@@ -128,6 +128,6 @@ if __name__ == "__main__":
         sys.exit("llama.py: PyTorch finds no GPU")
     if options.turns:
         llama = Llama()
-        asked.take_turns(token=Tokens(llama), prompt=Prompts(llama))
+        asked.take_turns(token=lambda: Tokens(llama), prompt=lambda: Prompts(llama))
     else:
         when_asked(Llama())

@@ -123,7 +123,7 @@ t.test('a program that takes turns', async (t) => {
   const shimmed = { ...env, LD_PRELOAD: `${built.twoWays}:${built.shim}` };
   const both = await startPlayer([join(built.workloads, 'call_rate')], { env: shimmed, readyMs: 20_000 });
   for (const call of ['launch', 'get_current', 'record'])
-    for (const way of ['', ' past', ''])
+    for (const way of ['', ' past', '', ' again'])
       t.match(await both.turn(`${call} 1 5${way}`, 10_000), { call, threads: 1 }, `${call}${way}`);
   await t.rejects(both.turn('launch 1 5 by', 10_000), { message: /it ended/, lines: [/no such call: launch by/] });
   await both.end();
