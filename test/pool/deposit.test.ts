@@ -28,6 +28,8 @@ interface Scene {
   log(): string;
   /** Tells the fake systemd one line (systemd.c). */
   tell(line: string): void;
+  /** Whether it does from now on. */
+  listen(does: boolean): Promise<void>;
   status(): Promise<Status>;
   /** Kills the keeper; passes when the next one serves. */
   kill(): Promise<void>;
@@ -94,6 +96,12 @@ async function scene(t: Test, most = 16, mode = 'honest', gbps = 0.005, more = {
     said,
     log: () => log,
     tell: (line) => child.stdin.write(`${line}\n`),
+    listen: async (does) => {
+      const line = does ? 'speak' : 'silent';
+      const before = count(line);
+      child.stdin.write(`${line}\n`);
+      await until('it is told', () => count(line) > before);
+    },
     status,
     kill: async () => {
       const before = count('ready');
@@ -201,24 +209,24 @@ t.test('killed before the image is complete, and the dump goes on', async (t) =>
 t.test('what was parked dies with its keeper', async (t) => {
   const s = await scene(t);
   await s.criu.say(`do lock ${s.app.pid}`);
-  s.tell('silent'); // what the keeper says of its end is not heard
+  await s.listen(false); // what the keeper says of its end is not heard
   s.app.child.kill('SIGKILL');
   await nothingHeld(s);
   const busy = s.kept();
   t.equal(busy.length, 1, 'systemd has not heard of it');
-  s.tell('speak');
+  await s.listen(true);
   t.ok(await nothingKept(s), 'and lets go when it listens');
 });
 
 t.test('systemd is silent', async (t) => {
   const s = await scene(t);
-  s.tell('silent');
+  await s.listen(false);
   const lock = await s.criu.say(`do lock ${s.app.pid}`);
   t.match(lock, { path: PATH.parked, line: /systemd did not take the descriptors .* within 5000 ms/ }, 'lock says so');
   t.ok(lock.error < 0, 'and fails');
   await s.app.runs('the application runs on', 30_000);
   t.match(await s.status(), { held_count: 0, park_count: 0 }, 'nothing is held');
-  s.tell('speak');
+  await s.listen(true);
   t.ok(await until('it listens', () => s.said.some((line) => /^kept cudapool-[0-9a-f]{32}$/.test(line))), 'late');
   t.ok(await nothingKept(s), 'systemd keeps nothing of it');
   t.match(await s.criu.say(`do lock ${s.app.pid}`), { error: 0, path: PATH.parked }, 'and the next lock parks');
@@ -226,7 +234,7 @@ t.test('systemd is silent', async (t) => {
 
 t.test('systemd is silent for longer than the lock may take', async (t) => {
   const s = await scene(t);
-  s.tell('silent');
+  await s.listen(false);
   t.match(
     await s.criu.say(`do lock ${s.app.pid} 1500`),
     { line: /systemd did not take the descriptors .* \(\d+ ms in all\)/ },
