@@ -61,7 +61,7 @@ static void cycles(void)
 {
 	pthread_t thread;
 	uint64_t parked = 0;
-	int i, fds, before;
+	int i, fds;
 	size_t free_before, free_after, total;
 
 	allocate();
@@ -75,8 +75,7 @@ static void cycles(void)
 		/* The next command is carried out when this one is over, and the channel closed. */
 		fake_pool_command(&pool, CUDAPOOL_PAGE_PING, 1000);
 		ok(pool.page->park_state == CUDAPOOL_PARK_PARKED && pool.page->channel_fd == -1, "and says so");
-		before = open_descriptors();
-		ok(before == fds + BLOCKS, "only the pool's descriptors are open");
+		ok(descriptors_become(fds + BLOCKS), "only the pool's descriptors are open");
 		touched = 0;
 		pthread_create(&thread, NULL, touch, NULL);
 		sleep_ms(50);
@@ -90,7 +89,7 @@ static void cycles(void)
 		ok(touched == 1, "and has gone on");
 		ok(pool.page->park_state == CUDAPOOL_PARK_OPEN, "and says so");
 		ok(fake_pool_command(&pool, CUDAPOOL_PAGE_UNPARK, 1000) == -EALREADY, "it cannot be unparked again");
-		ok(open_descriptors() == fds, "no descriptor is left");
+		ok(descriptors_become(fds), "no descriptor is left");
 		ok(all_hold(), "memory is as it was");
 		ok(pool.page->imported_bytes == 0, "and the process's own");
 		MUST(cuMemGetInfo_v2(&free_after, &total));
@@ -165,7 +164,7 @@ static void pools(void)
 			} else {
 				ok(pool.page->park_state == CUDAPOOL_PARK_OPEN, "the gate is open");
 				ok(gpu_holds(block[1], bytes_of(1), 1), "and memory is where it was");
-				ok(open_descriptors() == fds, "and nothing is left open");
+				ok(descriptors_become(fds), "and nothing is left open");
 			}
 		}
 		pool.at = FAKE_POOL_HONEST;
@@ -191,7 +190,7 @@ static void pools(void)
 			ok(err == 0, "and can be unparked (%d, %s)", err, err ? pool.end.text : "");
 		}
 		fake_pool_command(&pool, CUDAPOOL_PAGE_PING, 1000);
-		ok(open_descriptors() == fds, "with nothing left open");
+		ok(descriptors_become(fds), "with nothing left open");
 	}
 	ok(all_hold(), "after all that memory is as it was");
 }
