@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 /* The application's cuInit and ours, and what its calls are answered before its own. */
+#include <errno.h>
 #include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #define CUDAPOOL_ABI_NO_VERSIONS
 #include <cuda.h>
@@ -28,6 +31,8 @@ _Static_assert(!offsetof(struct cudapool_state, app_inited) && offsetof(struct c
 #define FOUR(from, i)	(from)[i], (from)[(i) + 1], (from)[(i) + 2], (from)[(i) + 3]
 #define FOUR_LONGS	long, long, long, long
 #define ON_STACK(from)	FOUR(from, 0), FOUR(from, 4), FOUR(from, 8)
+#define STACK_WORDS	12
+#define PAGE		4096 /* the smallest */
 #if defined(__x86_64__)
 #define REGISTERS(from) FOUR(from, 0), (from)[4], (from)[5]
 typedef CUresult (*arguments_function)(FOUR_LONGS, long, long, FOUR_LONGS, FOUR_LONGS, FOUR_LONGS);
@@ -136,23 +141,50 @@ CUresult cudapool_wrap_cuInit(unsigned int flags)
 	return r;
 }
 
+/* The kernel reads the signals before it refuses what is to be done with them. */
+static bool readable(uintptr_t address)
+{
+	int saved_errno = errno;
+	bool fault = syscall(SYS_rt_sigprocmask, -1, address, NULL, sizeof(uint64_t)) && errno == EFAULT;
+
+	errno = saved_errno;
+	return !fault;
+}
+
+/*
+ * What lies on the stack above a call's own arguments is its caller's, or behind the stack's end (a coroutine's, which has
+ * just begun): then its arguments end before that page.
+ */
+__attribute__((no_sanitize("address"))) static void copy_stack(long *to, const volatile long *stack)
+{
+	const uintptr_t next_page = ((uintptr_t)stack | (PAGE - 1)) + 1;
+	const volatile long *end = stack + STACK_WORDS;
+
+	if (next_page < (uintptr_t)end && !readable(next_page))
+		end = (const volatile long *)next_page;
+	while (stack < end)
+		*to++ = *stack++;
+}
+
 /*
  * The answer, or AGAIN. The arguments go to the driver as they came, but for a floating-point one (cuParamSetf's), at
- * which it does not look then. What lies on the stack above a call's own arguments is its caller's.
+ * which it does not look then.
  */
-__attribute__((no_sanitize("address"))) int64_t cudapool_early(uint32_t fn, const long *registers, const long *stack)
+int64_t cudapool_early(uint32_t fn, const long *registers, const long *stack)
 {
 	arguments_function real = (arguments_function)cudapool_real[fn];
+	long words[STACK_WORDS] = {0};
 	int64_t answer = AGAIN;
 
 	if (cudapool_forked_while_warming())
 		return CUDA_ERROR_NOT_INITIALIZED;
+	copy_stack(words, stack);
 	cudapool_lock(&state.lock);
 	look_past_us();
 	if (!state.app_inited && state.initialised)
 		answer = CUDA_ERROR_NOT_INITIALIZED;
 	else if (!state.app_inited)
-		answer = (uint32_t)real(REGISTERS(registers), ON_STACK(stack));
+		answer = (uint32_t)real(REGISTERS(registers), ON_STACK(words));
 	cudapool_unlock(&state.lock);
 	return answer;
 }

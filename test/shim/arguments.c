@@ -9,6 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #include "../client/tap.h"
@@ -57,6 +59,45 @@ static void calls(void)
 	ok(open_handle((CUevent *)1, handle) == CUDA_SUCCESS, "cuIpcOpenEventHandle, a structure by value");
 }
 
+/* On a stack of its own, which ends right above the call. */
+static void *function;
+static CUresult answer;
+
+static void few(void)
+{
+	answer = ((CUresult(*)(long, long, long, long, long))function)(1, 2, 3, 4, 5);
+}
+
+static void many(void)
+{
+	answer = ((any)function)(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11);
+}
+
+static bool at_the_end(void (*calls)(void), const char *name)
+{
+	size_t bytes = 16 * sysconf(_SC_PAGESIZE);
+	char *stack = mmap(NULL, 2 * bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ucontext_t here, there;
+
+	if (stack == MAP_FAILED || mprotect(stack + bytes, bytes, PROT_NONE) || getcontext(&there))
+		return false;
+	there.uc_stack.ss_sp = stack;
+	there.uc_stack.ss_size = bytes;
+	there.uc_link = &here;
+	makecontext(&there, calls, 0);
+	function = dlsym(lib, name);
+	answer = CUDA_ERROR_UNKNOWN;
+	errno = 77;
+	swapcontext(&here, &there);
+	return !munmap(stack, 2 * bytes) && answer == CUDA_SUCCESS && errno == 77;
+}
+
+static void ends(void)
+{
+	ok(at_the_end(few, "cuMemsetD2D8_v2"), "few arguments at the end of a stack");
+	ok(at_the_end(many, "cuLaunchKernel"), "many");
+}
+
 int main(void)
 {
 	struct fake_pool pool = {};
@@ -70,9 +111,11 @@ int main(void)
 		return 2;
 	}
 	calls();
+	ends();
 	init = (__typeof__(init))dlsym(lib, "cuInit");
 	ok(init(0) == CUDA_SUCCESS, "cuInit");
 	calls();
+	ends();
 
 	if (!fake_pool_find(&pool, getpid())) {
 		dlsym(lib, "cuGetErrorString");
