@@ -13,11 +13,9 @@
 /*
  * Until the application's own cuInit it must not be able to tell whether we have initialised the driver. A look at a
  * flag before each call would not do: our cuInit may end between that look and the driver's. So until then every call
- * comes here (stubs.S), and the driver is called with the lock held, in which our own cuInit is announced, too: either
- * the driver answers, and is not initialised by us before it has, or we do. From its cuInit on the application's calls
- * cost one look at app_inited, which is never taken back.
- *
- * Those that come here early are refused by the driver at once: so it does not matter that they come one by one.
+ * comes here (stubs.S), and is counted before it looks whether our cuInit is announced, which waits for those that are
+ * counted: either the driver answers, and is not initialised by us before it has, or we do. None waits for us, or for
+ * another. From its cuInit on the application's calls cost one look at app_inited, which is never taken back.
  */
 #define AGAIN (-1) /* the application has initialised the driver: the stub begins again */
 
@@ -78,43 +76,42 @@ static uint64_t environment_hash(void)
 	return hash;
 }
 
-/* With the lock held. */
+/* Without the lock, as all here: a signal handler may call what it interrupted. */
 static void application_inited(void)
 {
-	__atomic_store_n(&state.app_inited, 1, __ATOMIC_RELEASE);
-	if (state.page)
-		__atomic_store_n(&state.page->app_inited, 1, __ATOMIC_RELAXED);
+	struct cudapool_page *page;
+
+	__atomic_store_n(&state.app_inited, 1, __ATOMIC_SEQ_CST);
+	page = __atomic_load_n(&state.page, __ATOMIC_SEQ_CST);
+	if (page)
+		__atomic_store_n(&page->app_inited, 1, __ATOMIC_RELAXED);
 }
 
-/* With the lock held: a driver that is initialised, and not by us, without a cuInit that we saw. Someone got past us. */
-static void look_past_us(void)
+/* A driver that is initialised, and not by us, without a cuInit that we saw: someone got past us. */
+static bool someone_inited(void)
 {
 	__typeof__(&cuDeviceGetCount) get_count = DRIVER(cuDeviceGetCount);
 	int count;
 
-	if (!state.app_inited && !state.initialised && get_count && get_count(&count) == CUDA_SUCCESS)
-		application_inited();
+	if (!get_count || get_count(&count) != CUDA_SUCCESS)
+		return false;
+	application_inited();
+	return true;
 }
 
 int cudapool_init_driver(void)
 {
-	bool before;
-	CUresult r;
+	CUresult r = CUDA_ERROR_NOT_READY;
 
-	cudapool_lock(&state.lock);
-	look_past_us();
-	before = state.initialised;
-	if (!before)
-		state.environment = environment_hash();
-	state.initialised = 1;
-	cudapool_unlock(&state.lock);
-
-	r = DRIVER(cuInit)(0);
-	if (r == CUDA_SUCCESS)
-		return r;
-	cudapool_lock(&state.lock);
-	state.initialised = before;
-	cudapool_unlock(&state.lock);
+	if (state.initialised) /* by us, before */
+		return DRIVER(cuInit)(0);
+	someone_inited();
+	__atomic_store_n(&state.environment, environment_hash(), __ATOMIC_RELAXED);
+	__atomic_store_n(&state.initialised, 1, __ATOMIC_SEQ_CST);
+	if (cudapool_none_under_way(&state.early_calls))
+		r = DRIVER(cuInit)(0);
+	if (r != CUDA_SUCCESS)
+		__atomic_store_n(&state.initialised, 0, __ATOMIC_SEQ_CST);
 	return r;
 }
 
@@ -131,13 +128,12 @@ CUresult cudapool_wrap_cuInit(unsigned int flags)
 	cudapool_start(); /* in a child that knows the address from its parent */
 	if (__atomic_load_n(&state.app_inited, __ATOMIC_ACQUIRE))
 		return r;
-	cudapool_lock(&state.lock);
-	if (state.initialised && state.environment != environment_hash())
+	if (__atomic_load_n(&state.initialised, __ATOMIC_ACQUIRE) &&
+	    __atomic_load_n(&state.environment, __ATOMIC_RELAXED) != environment_hash())
 		shim_log(CUDAPOOL_LOG_ERR,
 			 "CUDA_VISIBLE_DEVICES or CUDA_DEVICE_ORDER was changed after the driver had been warmed, and "
 			 "has no effect: set it before the program starts, or take the program out of CUDAPOOL_WARM");
 	application_inited();
-	cudapool_unlock(&state.lock);
 	return r;
 }
 
@@ -174,17 +170,20 @@ int64_t cudapool_early(uint32_t fn, const long *registers, const long *stack)
 {
 	arguments_function real = (arguments_function)cudapool_real[fn];
 	long words[STACK_WORDS] = {0};
-	int64_t answer = AGAIN;
+	int64_t answer;
 
 	if (cudapool_forked_while_warming())
 		return CUDA_ERROR_NOT_INITIALIZED;
 	copy_stack(words, stack);
-	cudapool_lock(&state.lock);
-	look_past_us();
-	if (!state.app_inited && state.initialised)
+	__atomic_fetch_add(&state.early_calls, 1, __ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&state.app_inited, __ATOMIC_ACQUIRE))
+		answer = AGAIN;
+	else if (__atomic_load_n(&state.initialised, __ATOMIC_SEQ_CST))
 		answer = CUDA_ERROR_NOT_INITIALIZED;
-	else if (!state.app_inited)
+	else if (someone_inited())
+		answer = AGAIN;
+	else
 		answer = (uint32_t)real(REGISTERS(registers), ON_STACK(words));
-	cudapool_unlock(&state.lock);
+	__atomic_fetch_sub(&state.early_calls, 1, __ATOMIC_SEQ_CST);
 	return answer;
 }

@@ -113,10 +113,9 @@ void cudapool_page_make(void)
 	page->channel_fd = -1;
 	cudapool_state.start_time = start_time();
 	__atomic_store_n(&page->magic, CUDAPOOL_PAGE_MAGIC, __ATOMIC_RELEASE);
-	cudapool_lock(&cudapool_state.lock);
-	page->app_inited = cudapool_state.app_inited; /* another thread may have been faster */
-	__atomic_store_n(&cudapool_state.page, page, __ATOMIC_RELEASE);
-	cudapool_unlock(&cudapool_state.lock);
+	__atomic_store_n(&cudapool_state.page, page, __ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&cudapool_state.app_inited, __ATOMIC_SEQ_CST)) /* another thread was faster */
+		__atomic_store_n(&page->app_inited, 1, __ATOMIC_RELAXED);
 }
 
 /*

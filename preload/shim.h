@@ -41,13 +41,14 @@ struct cudapool_state {
 	uint8_t warm_at_start; /* the thread's first task */
 	uint8_t drop;          /* the application has a context of its own: the warm one is not wanted any more */
 	uint8_t exiting;       /* begin nothing new */
-	uint8_t initialised;   /* the driver, by us, or it is about to be; changes with the lock held */
+	uint8_t initialised;   /* the driver, by us, or it is about to be; changes in our thread only */
 	uint8_t warms;         /* our thread has begun to warm, once: see init.c */
 	uint8_t at_exit;       /* our exit handler is registered */
 	uint32_t lock;         /* of all that follows; cudapool_lock() */
 	uint32_t log_lock;
 	uint32_t stage;                /* enum warm_stage in warm.c; a futex */
-	uint32_t context_calls;        /* under way: those that make, change or end contexts */
+	uint32_t context_calls;        /* under way: those that make, change or end contexts (warm.c) */
+	uint32_t early_calls;          /* and those before the application's cuInit (init.c) */
 	int device;                    /* of the warm context, from RUNNING on */
 	bool created_kind;             /* it was made by cuCtxCreate and is not a primary one */
 	struct streams *streams;       /* the application's contexts and streams (streams.h); not inherited */
@@ -114,5 +115,10 @@ bool cudapool_forked_while_warming(void); /* a child of that: the driver's locks
 int cudapool_warm(const char *why); /* 0 or a CUresult; in the shim's thread only */
 void cudapool_drop(void);           /* carries out state.drop; in the shim's thread */
 void cudapool_quiesce(void);        /* waits, within limits, until no warming is under way */
+/*
+ * Waits, within limits, until none of the calls is under way that are counted there; in the shim's thread, when they can
+ * see that it warms. False: they go on, or the application made a context, or exits.
+ */
+bool cudapool_none_under_way(const uint32_t *calls);
 
 #endif

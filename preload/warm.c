@@ -86,8 +86,8 @@ static uint32_t stage(void)
 
 /*
  * A call may look at the stage, find nothing that concerns it, and go on to the driver just when the warming begins: so
- * calls are first counted, and the warming, when it can be seen, waits for those under way (alone()) before it makes
- * the context.
+ * calls are first counted, and the warming, when it can be seen, waits for those under way before it makes the
+ * context.
  */
 static void enter_contexts(void)
 {
@@ -222,14 +222,13 @@ static int make_context(void)
 	return r;
 }
 
-/* Until no call is under way that began before it could see us; false: they go on, or one made a context. */
-static bool alone(void)
+bool cudapool_none_under_way(const uint32_t *calls)
 {
 	int i;
 
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	for (i = 0; i < ALONE_STEPS && !state.drop && !state.exiting; i++) {
-		if (!__atomic_load_n(&state.context_calls, __ATOMIC_SEQ_CST))
+		if (!__atomic_load_n(calls, __ATOMIC_SEQ_CST))
 			return !state.drop;
 		cudapool_sleep_us(ALONE_STEP_US);
 	}
@@ -260,7 +259,7 @@ static int warm_driver(void)
 	if (r != CUDA_SUCCESS)
 		return r;
 	__atomic_store_n(&state.page->warmth, CUDAPOOL_WARMTH_DRIVER, __ATOMIC_RELAXED);
-	if (alone())
+	if (cudapool_none_under_way(&state.context_calls))
 		return make_context();
 	return state.drop ? CUDA_SUCCESS : state.exiting ? CUDA_ERROR_DEINITIALIZED : CUDA_ERROR_NOT_READY;
 }

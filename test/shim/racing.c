@@ -2,6 +2,7 @@
 /* Calls that are on their way when the shim warms: racing WHAT, with racing_driver.c. Prints TAP. */
 #include <dlfcn.h>
 #include <pthread.h>
+#include <signal.h>
 #include <sys/wait.h>
 
 #include "../client/tap.h"
@@ -177,6 +178,37 @@ static void again(void)
 	ok(!pool.page->app_inited && init(0) == CUDA_SUCCESS && pool.page->app_inited, "until cuInit");
 }
 
+static atomic_int handled;
+
+static void handle(int signal)
+{
+	handled += held() == CUDA_ERROR_NOT_INITIALIZED;
+}
+
+/* A call that stays in the driver keeps no other one waiting, nor the application's cuInit; only the warming. */
+static void apart(void)
+{
+	pthread_t caller, warmer;
+	void *answer, *result;
+
+	alarm(LIMIT_MS / 2000);
+	driver->hold[0] = early[0].name;
+	pthread_create(&caller, NULL, make, (void *)&early[0]);
+	ok(reached(&driver->held[0], 1, LIMIT_MS), "a call is in the driver");
+	ok(held() == CUDA_ERROR_NOT_INITIALIZED, "another one is answered");
+	signal(SIGUSR1, handle);
+	pthread_kill(caller, SIGUSR1);
+	ok(reached(&handled, 1, LIMIT_MS), "also in a signal handler within it");
+	pthread_create(&warmer, NULL, warm, NULL);
+	ok(!reached(&driver->inits, 1, HELD_MS), "the warming waits");
+	ok(held() == CUDA_ERROR_NOT_INITIALIZED && wrapped() == CUDA_ERROR_NOT_INITIALIZED, "others do not");
+	ok(init(0) == CUDA_SUCCESS && held() == CUDA_ERROR_INVALID_CONTEXT, "nor does cuInit");
+	driver->hold[0] = NULL;
+	pthread_join(caller, &answer);
+	pthread_join(warmer, &result);
+	ok(!answer && !result && pool.page->warmth == CUDAPOOL_WARMTH_CONTEXT, "all is well in the end");
+}
+
 static void forks(void)
 {
 	static const char *const kinds[] = {"a gated call", "a held one", "a wrapped one", "cuInit"};
@@ -253,7 +285,7 @@ int main(int argc, char **argv)
 	static const struct {
 		const char *name;
 		void (*run)(void);
-	} table[] = {{"own", own}, {"again", again}, {"forks", forks}, {"inits", inits}, {"past", past}};
+	} table[] = {{"own", own}, {"again", again}, {"apart", apart}, {"forks", forks}, {"inits", inits}, {"past", past}};
 	const char *what = argc > 1 ? argv[1] : "";
 	void *lib = dlopen("libcuda.so.1", RTLD_NOW);
 	unsigned i;

@@ -273,7 +273,7 @@ t.test('calls that are on their way when the warming begins', async (t) => {
   const env = { LD_LIBRARY_PATH: join(out, 'racing_driver'), LD_PRELOAD: shim };
   const early = ['cuCtxGetCurrent', 'cuCtxSynchronize', 'cuDevicePrimaryCtxGetState'];
   const contexts = ['cuDevicePrimaryCtxRelease_v2', 'cuDevicePrimaryCtxReset_v2', 'cuDevicePrimaryCtxSetFlags'];
-  for (const what of [...early, ...contexts, 'own', 'again', 'forks', 'inits', 'past'])
+  for (const what of [...early, ...contexts, 'own', 'again', 'apart', 'forks', 'inits', 'past'])
     await runTap(t, program('racing'), [what], env);
 });
 
