@@ -8,7 +8,7 @@
  * lock is held meanwhile: this is rare, and a region that is half given would stay so.
  *
  * Copies reach what cuMemAlloc gives from contexts of all devices, mapped memory only from those with access
- * (probes/reach.c). So our allocations are open to every device on which there is a context, if that device can. The
+ * (probes/reach.c). So our allocations are open to every device on which there was a context, if that device can. The
  * driver restores what it checkpointed with such access. Stream-ordered memory is closed to other devices' copies, too.
  */
 static int device_of(CUcontext context)
