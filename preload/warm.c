@@ -2,8 +2,6 @@
 /* Warms a context in the background, and hands it to the application as if the driver had just made it. */
 #include <dlfcn.h>
 #include <errno.h>
-#include <stdlib.h>
-#include <string.h>
 #include <time.h>
 
 #define CUDAPOOL_ABI_NO_VERSIONS
