@@ -24,6 +24,7 @@ t.test('out and back', async (t) => {
     ['peers', {}],
     ['devices', {}],
     ['apart', { SOFTCUDA_FAULTS: 'cuMemSetAccess=999@2,cuMemSetAccess=999@3' }],
+    ['apart', { SOFTCUDA_FAULTS: 'cuDeviceCanAccessPeer=101@1' }],
     ['counted', {}],
     ['ordered', {}],
     ...['cuMemCreate=801@1', 'cuMemAddressReserve=999@1', 'cuMemMap=1@3', 'cuMemSetAccess=1@1'].map(
