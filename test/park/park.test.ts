@@ -9,27 +9,30 @@ import { buildSnippets, built, sanitizedShim, softCuda, startPool, tempDir, unti
 
 const out = await buildSnippets('park');
 const OPERATIONS = Number(process.env.CUDAPOOL_TEST_OPERATIONS ?? 1_000_000);
-/** Some five seconds of them. */
-const SANITIZED = 100_000;
+/** Some ten seconds of them. */
+const SANITIZED = 200_000;
 /** 35 s where nothing else runs. */
 const LIMIT_MS = 300_000;
 const SEED = process.env.CUDAPOOL_TEST_SEED ?? `${randomInt(2 ** 31)}`;
 
-/** model.c under this shim. */
+/** model.c under this shim: one half of the operations on one device, the other half on two. */
 async function model(t: Test, programs: string, shim: string, operations: number): Promise<void> {
   t.comment(`CUDAPOOL_TEST_SEED=${SEED} CUDAPOOL_TEST_OPERATIONS=${operations}`);
-  const env = {
-    ...process.env,
-    ...softCuda(t).env,
-    LD_PRELOAD: shim,
-    CUDAPOOL_PARK_MIN_KB: '64',
-    SOFTCUDA_FAULTS:
-      'cuMemCreate=2@150,cuMemMap=2@170,cuMemExportToShareableHandle=2@160,cuMemImportFromShareableHandle=2@190',
-    // The runtime comes with the program, behind the shim; what a driver allocates once is no leak.
-    ASAN_OPTIONS: 'detect_leaks=0:verify_asan_link_order=0',
-    UBSAN_OPTIONS: 'halt_on_error=1:print_stacktrace=1',
-  };
-  await t.spawn(join(programs, 'model'), [SEED, `${operations}`, '4'], { env, timeout: LIMIT_MS }, 'model');
+  for (const devices of ['1', '2']) {
+    const env = {
+      ...process.env,
+      ...softCuda(t, { SOFTCUDA_DEVICES: devices }).env,
+      LD_PRELOAD: shim,
+      CUDAPOOL_PARK_MIN_KB: '64',
+      SOFTCUDA_FAULTS:
+        'cuMemCreate=2@150,cuMemMap=2@170,cuMemExportToShareableHandle=2@160,cuMemImportFromShareableHandle=2@190',
+      // The runtime comes with the program, behind the shim; what a driver allocates once is no leak.
+      ASAN_OPTIONS: 'detect_leaks=0:verify_asan_link_order=0',
+      UBSAN_OPTIONS: 'halt_on_error=1:print_stacktrace=1',
+    };
+    const args = [SEED, `${Math.ceil(operations / 2)}`, '4'];
+    await t.spawn(join(programs, 'model'), args, { env, timeout: LIMIT_MS }, `model, devices: ${devices}`);
+  }
 }
 
 t.test(
