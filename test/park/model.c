@@ -269,7 +269,7 @@ static int application(unsigned threads, int ready, int go)
 		MUST(cuCtxSynchronize());
 	}
 	ok(!wrong, "all memory was what it should be, at any time");
-	ok(open_descriptors() == fds, "no descriptor is left");
+	ok(descriptors_become(fds), "no descriptor is left");
 	free(w);
 	return tap_failed;
 }
