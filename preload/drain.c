@@ -26,8 +26,6 @@
 #define PATIENCE_MAX 500000
 #define SPIN_US	     200 /* how long work is waited for without sleeping */
 
-#define DRIVER(name) ((__typeof__(&name))cudapool_driver_function(cudapool_fn_##name))
-
 struct drain {
 	uint64_t deadline_us;
 	CUresult result; /* the first error of the driver */

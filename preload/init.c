@@ -22,8 +22,6 @@
 #define state cudapool_state
 _Static_assert(!offsetof(struct cudapool_state, app_inited) && offsetof(struct cudapool_state, closed) == 1,
 	       "stubs.S reads both at once");
-/* Of any function of <cuda.h>; may be NULL. */
-#define DRIVER(name) ((__typeof__(&name))cudapool_driver_function(cudapool_fn_##name))
 
 /* With as many integer arguments as fit into registers, and twelve on the stack: no function has more. */
 #define FOUR(from, i)	(from)[i], (from)[(i) + 1], (from)[(i) + 2], (from)[(i) + 3]

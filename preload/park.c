@@ -17,7 +17,6 @@
 #include "talk.h"
 
 #define LIMIT_MAX_MS 600000
-#define DRIVER(name) ((__typeof__(&name))cudapool_driver_function(cudapool_fn_##name))
 #define state	     cudapool_state
 
 /* One conversation. */

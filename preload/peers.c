@@ -127,7 +127,7 @@ static CUresult on_cuCtxEnablePeerAccess(CUcontext to, unsigned int flags)
 	cudapool_lock(&m->lock);
 	peer = cudapool_slab_get(&m->peer_slab);
 	if (peer) {
-		*peer = (struct peer){m->peers, from, to, device, to_device, ++m->next_id, false};
+		*peer = (struct peer){m->peers, from, to, device, ++m->next_id, false};
 		m->peers = peer;
 		r = apply(m, to);
 		if (r != CUDA_SUCCESS) {

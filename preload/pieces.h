@@ -83,7 +83,7 @@ struct region {
 struct peer {
 	struct peer *next;
 	CUcontext from, to; /* `from` may use what is allocated in `to` */
-	int from_device, to_device;
+	int from_device;
 	uint64_t id;
 	bool withdrawn; /* for the time of a park */
 };
@@ -133,8 +133,6 @@ struct memory {
 /* NULL: this process parks nothing (switched off, a tool, no memory for it), or, with `make` false, has nothing. */
 struct memory *cudapool_memory(bool make);
 
-/* Of any function of <cuda.h>; may be NULL. */
-#define DRIVER(name) ((__typeof__(&name))cudapool_driver_function(cudapool_fn_##name))
 
 /* Defines the wrapper of a function, which passes the gate, keeps errno, and calls on_NAME. */
 #define WRAPPER(name, params, args)                                                                                    \

@@ -101,6 +101,8 @@ extern void *cudapool_real[CUDAPOOL_FUNCTIONS];
 bool cudapool_driver_find(void);                           /* binds to a libcuda that is loaded */
 void *cudapool_driver_function(enum cudapool_function fn); /* the driver's own; NULL if it has none */
 void *cudapool_libc_function(const char *name);            /* the first definition in load order, without versions */
+/* The driver's own, of any function of <cuda.h>, also one that the application never looked up; may be NULL. */
+#define DRIVER(name) ((__typeof__(&name))cudapool_driver_function(cudapool_fn_##name))
 
 /* page.c */
 void cudapool_page_make(void);

@@ -42,8 +42,6 @@ enum warm_stage {
 #define state cudapool_state
 /* Of a function with a wrapper of the same type. */
 #define REAL(name) ((__typeof__(&cudapool_wrap_##name))cudapool_real[cudapool_fn_##name])
-/* Of any function of <cuda.h>, also one that the application never looked up; may be NULL. */
-#define DRIVER(name) ((__typeof__(&name))cudapool_driver_function(cudapool_fn_##name))
 /* Making, changing and destroying contexts: not while memory is parked, and seen by a warming that begins. */
 #define ENTER()                                                                                                        \
 	CUDAPOOL_WITHIN_GATE();                                                                                        \
@@ -268,8 +266,7 @@ int cudapool_warm(const char *why)
 	int r;
 
 	lock();
-	if (stage() != STAGE_IDLE || state.contexts || state.exiting ||
-	    cudapool_forked_while_warming()) {
+	if (stage() != STAGE_IDLE || state.contexts || state.exiting || cudapool_forked_while_warming()) {
 		unlock();
 		return CUDA_SUCCESS;
 	}
