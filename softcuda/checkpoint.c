@@ -324,7 +324,7 @@ static CUresult restore(void)
 	unsigned used = 0;
 	bool cold;
 
-	if (atomic_load(&softcuda_peer_links)) /* as one driver did (shared facts); probes/reach.c saw it restored */
+	if (atomic_load(&softcuda_peer_links)) /* one was seen lost, another restored (probes/README.md) */
 		return CUDA_ERROR_INVALID_VALUE;
 	if (imported_any())
 		return CUDA_ERROR_NOT_SUPPORTED;
