@@ -24,18 +24,29 @@ interface Side {
   readonly past?: boolean;
 }
 
-/** The last is the first once more: what differs between those two is what cannot be told from nothing. */
-const APART: readonly Side[] = [
-  { name: 'without', label: 'without the shim', process: 'without' },
-  { name: 'with', label: 'with the shim', process: 'with', preload: built.shim },
-  { name: 'again', label: 'without the shim, once more', process: 'again' },
-];
 const TWO_WAYS = { process: 'two-ways', preload: `${built.twoWays}:${built.shim}` };
-const WITHIN: readonly Side[] = [
-  { name: 'past', label: 'past the shim', ...TWO_WAYS, past: true },
-  { name: 'through', label: 'through the shim', ...TWO_WAYS },
-  { name: 'again', label: 'past the shim, once more', ...TWO_WAYS, past: true },
-];
+interface Comparison {
+  /** The baseline; what is compared with it; the first once more: what differs from that cannot be told from nothing. */
+  readonly sides: readonly [Side, Side, Side];
+  /** What the second one's figure is of the first's. */
+  readonly ratio: string;
+}
+const APART: Comparison = {
+  sides: [
+    { name: 'without', label: 'without the shim', process: 'without' },
+    { name: 'with', label: 'with the shim', process: 'with', preload: built.shim },
+    { name: 'again', label: 'without the shim, once more', process: 'again' },
+  ],
+  ratio: 'with the shim, of without',
+};
+const WITHIN: Comparison = {
+  sides: [
+    { name: 'past', label: 'past the shim', ...TWO_WAYS, past: true },
+    { name: 'through', label: 'through the shim', ...TWO_WAYS },
+    { name: 'again', label: 'past the shim, once more', ...TWO_WAYS, past: true },
+  ],
+  ratio: 'through the shim, of past it',
+};
 /** At the end of a line: those who go past the shim are told apart, so that each takes the same steps. */
 const way = ({ name, past = false }: Side): string => (past ? ` ${name}` : '');
 
@@ -52,31 +63,35 @@ const envOf = (bed: Bed, preload?: string): Record<string, string | undefined> =
   PYTHONHASHSEED: '0',
 });
 
-const SIDES = {
-  apart: { variant: 'with', baseline: 'without', control: 'again' },
-  within: { variant: 'through', baseline: 'past', control: 'again' },
-} as const;
 const paired = (
-  where: keyof typeof SIDES,
+  { sides: [baseline, ours, control] }: Comparison,
   what: string,
   metric: string,
   by: 'ratio' | 'difference',
   max: number,
-): Target => ({ kind: 'paired', what, metric, ...SIDES[where], by, max });
+): Target => ({
+  kind: 'paired',
+  what,
+  metric,
+  variant: ours.name,
+  baseline: baseline.name,
+  control: control.name,
+  by,
+  max,
+});
 
 /** One figure of a round: each side's process is told its line so many times, in turn. */
 interface Slices {
   readonly metric: Metric;
-  readonly line: (side: Side) => string;
+  readonly line: string;
   readonly count: number;
 }
 
 interface Turns {
   readonly name: string;
   readonly title: string;
-  readonly setup: Readonly<Record<string, string | number>>;
   readonly seconds: number;
-  readonly sides: readonly Side[];
+  readonly compared: Comparison;
   readonly slices: readonly Slices[];
   readonly targets: readonly Target[];
   readonly command: readonly string[];
@@ -98,7 +113,7 @@ type Round = Readonly<Record<string, Outcome>>;
 
 /** Each slice is a few milliseconds, or a step, of each of the three: what disturbs the machine for longer disturbs all alike. */
 async function playRound(
-  { sides, slices }: Turns,
+  { compared: { sides }, slices }: Turns,
   players: ReadonlyMap<string, Player>,
   round: number,
 ): Promise<Round> {
@@ -110,7 +125,7 @@ async function playRound(
       const slice = new Map<string, number>();
       for (const side of balancedRound(sides, round * count + i)) {
         const player = players.get(side.process) as Player;
-        const answer = v.parse(Answer, await player.turn(line(side), TURN_MS));
+        const answer = v.parse(Answer, await player.turn(line + way(side), TURN_MS));
         slice.set(side.name, answer.value);
         if (answer.wrong > 0) wrong.add(side.name);
       }
@@ -130,8 +145,9 @@ async function playRound(
  * played at its first run, of all sides; the others report what they came to in it.
  */
 function turns(bed: Bed, what: Turns): Experiment {
-  const processes = new Map(what.sides.map(({ process, preload }) => [process, preload]));
-  const variants = what.sides.map(({ name, label }) => ({ name, label }));
+  const { sides } = what.compared;
+  const processes = new Map(sides.map(({ process, preload }) => [process, preload]));
+  const variants = sides.map(({ name, label }) => ({ name, label }));
   let groups: ReadonlyMap<string, Player>[] = [];
   let startedGroups = 0;
   let rounds = 0;
@@ -181,7 +197,11 @@ function turns(bed: Bed, what: Turns): Experiment {
     suite: 'steady',
     case: what.name,
     title: what.title,
-    setup: { ...what.setup, abreast: what.abreast, seconds: what.seconds },
+    setup: {
+      ...Object.fromEntries(what.slices.map(({ metric, line, count }) => [metric.name, `${count} times '${line}'`])),
+      abreast: what.abreast,
+      seconds: what.seconds,
+    },
     variants,
     metrics: what.slices.map(({ metric }) => metric),
     targets: what.targets,
@@ -234,30 +254,25 @@ const calls = ({ bed }: SuiteOptions, seconds: number): Experiment =>
   turns(bed, {
     name: 'calls',
     title: 'Driver calls with the shim and without, by processes that take turns of a few ms: nanoseconds a call.',
-    setup: Object.fromEntries(CASES.map(({ metric, line, count }) => [metric.name, `${count} times '${line}'`])),
     seconds,
-    sides: APART,
-    slices: CASES.map(({ metric, line, count }) => ({ metric, line: () => line, count })),
+    compared: APART,
+    slices: CASES,
     // Not of the launch, which differs from process to process by 11 % on an H200: it is judged within processes.
     targets: CASES.filter(({ call }) => call !== 'launch').map(({ metric: { name, label } }) =>
-      paired('apart', `${label}: added by the shim, ns`, name, 'difference', 10),
+      paired(APART, `${label}: added by the shim, ns`, name, 'difference', 10),
     ),
     ...CALL_RATE,
   });
 
-const LAUNCHES = 36;
-
 const launches = ({ bed }: SuiteOptions, seconds: number): Experiment => {
   const metric = { name: nsName('launch', 1), unit: 'ns', label: 'a small kernel, 1 thread' };
-  const line = 'launch 1 4';
   return turns(bed, {
     name: 'launches',
     title: 'Small launches through the shim and past it, in turns of a few ms of one process: nanoseconds a launch.',
-    setup: { [metric.name]: `${LAUNCHES} times '${line}'` },
     seconds,
-    sides: WITHIN,
-    slices: [{ metric, line: (side) => line + way(side), count: LAUNCHES }],
-    targets: [paired('within', `${metric.label}: through the shim, of past it`, metric.name, 'ratio', 1.01)],
+    compared: WITHIN,
+    slices: [{ metric, line: 'launch 1 4', count: 36 }],
+    targets: [paired(WITHIN, `${metric.label}: ${WITHIN.ratio}`, metric.name, 'ratio', 1.01)],
     ...CALL_RATE,
   });
 };
@@ -267,7 +282,7 @@ interface Stepped {
   readonly name: string;
   readonly title: string;
   readonly program: readonly string[];
-  readonly where: keyof typeof SIDES;
+  readonly compared: Comparison;
   readonly abreast: number;
   readonly kinds: readonly {
     readonly metric: string;
@@ -281,30 +296,21 @@ interface Stepped {
 const steps = (
   { bed }: SuiteOptions,
   seconds: number,
-  { name, title, program, where, abreast, kinds }: Stepped,
+  { name, title, program, compared, abreast, kinds }: Stepped,
 ): Experiment =>
   turns(bed, {
     name,
     title,
-    setup: Object.fromEntries(kinds.map(({ metric, line, count }) => [metric, `${count} times '${line}'`])),
     seconds,
-    sides: where === 'apart' ? APART : WITHIN,
+    compared,
     slices: kinds.map(({ metric, label, line, count }) => ({
       metric: { name: metric, unit: 'ms', label },
-      line: (side) => line + way(side),
+      line,
       count,
     })),
     targets: kinds
       .filter(({ judged }) => judged)
-      .map(({ metric, label }) =>
-        paired(
-          where,
-          `${label}: ${where === 'apart' ? 'with the shim, of without' : 'through the shim, of past it'}`,
-          metric,
-          'ratio',
-          1.01,
-        ),
-      ),
+      .map(({ metric, label }) => paired(compared, `${label}: ${compared.ratio}`, metric, 'ratio', 1.01)),
     command: ['python3', ...program, '--dir', bed.scratch],
     readyMs: 240_000,
     abreast,
@@ -318,7 +324,7 @@ const llama: readonly Stepped[] = [
     name: 'tokens',
     title: "PyTorch's Llama, its driver calls through the shim and past it, in turns of one token of one process.",
     program: LLAMA,
-    where: 'within',
+    compared: WITHIN,
     abreast: 3,
     kinds: [{ ...TOKEN, count: 36, judged: true }],
   },
@@ -326,7 +332,7 @@ const llama: readonly Stepped[] = [
     name: 'llama',
     title: "PyTorch's Llama with the shim and without, by processes that take turns: a token, a batch of long prompts.",
     program: LLAMA,
-    where: 'apart',
+    compared: APART,
     abreast: 5, // by where its memory lies a process differs from the next, though less than by the limit
     kinds: [
       { ...TOKEN, count: 12 }, // processes differ by 8 % on an H200: it is judged within one
@@ -348,14 +354,14 @@ const python: readonly Stepped[] = [
   {
     name: 'steps',
     title: 'A program in Python that sets and copies memory, through the shim and past it, in turns of one process.',
-    where: 'within',
+    compared: WITHIN,
     kinds: [COPIES],
     ...PYTHON,
   },
   {
     name: 'python',
     title: 'A program in Python that sets and copies memory, with the shim and without, by processes that take turns.',
-    where: 'apart',
+    compared: APART,
     kinds: [COPIES],
     ...PYTHON,
   },
@@ -376,7 +382,7 @@ function chosen(options: SuiteOptions): Experiment[] {
     ...(bed.driver === 'gpu' ? llama : python).map(
       (stepped): Part => ({
         name: stepped.name,
-        weight: stepped.where === 'within' ? 5 : 8,
+        weight: stepped.compared === WITHIN ? 5 : 8,
         make: (...given) => steps(...given, stepped),
       }),
     ),
